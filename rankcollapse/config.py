@@ -1,0 +1,171 @@
+"""What one run is. Read without torch, so that the workflow can plan a grid in milliseconds.
+
+Every key, its unit and its bounds stand in `config.schema.yaml`; here are the names, the types and the defaults.
+"""
+
+import dataclasses
+import difflib
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+SCHEMA = Path(__file__).with_name("config.schema.yaml")
+TRAIN_IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "digits": 1_437}
+
+
+class InputError(ValueError):
+    """Bad input: config, data, checkpoint or flag. The message is one sentence: what it is, what is wrong, what is right."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run, whole: equal configs on one machine give equal bits. The defaults are a small digits run."""
+
+    # data
+    dataset: str = "digits"
+    data_dir: str = "data"
+    download: bool = True
+    train_images: int | None = None
+    validation_images: int = 200
+    flip: bool = False
+    crop: int = 0
+    # model
+    architecture: str = "cnn4"
+    width: int = 32
+    depth: int = 3
+    stem_stride: int = 1
+    normalization: str = "none"
+    # learning rule and update
+    rule: str = "fa"
+    optimizer: str = "sgd"
+    lr: float = 0.03
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    update: str = "full"
+    rank: int | None = None
+    norm: str | None = None
+    ns_steps: int = 5
+    shape_factor: str = "original"
+    classifier: str = "muon"
+    auxiliary_lr: float = 0.001
+    # training
+    epochs: int = 12
+    batch_size: int = 64
+    precision: str = "float32"
+    channels_last: bool = True
+    compile: bool = False
+    device: str = "auto"
+    # probes
+    gradient_every: int = 6
+    gradient_stride: int = 25
+    gradient_window: int = 100
+    signals_every: int = 1
+    probe_images: int = 64
+
+    seed: int = 0
+
+    def __post_init__(self):
+        check_against_schema(dataclasses.asdict(self), "run", "run config")
+        available = TRAIN_IMAGES[self.dataset] - self.validation_images
+        if self.train_images is not None and self.train_images > available:
+            raise InputError(
+                f"train_images is {self.train_images}, more than {self.dataset} has: {TRAIN_IMAGES[self.dataset]} "
+                f"training images less validation_images {self.validation_images} leave {available}"
+            )
+        if self.images < self.batch_size:
+            raise InputError(f"batch_size is {self.batch_size}, more than the {self.images} training images")
+        if self.probe_images and self.probe_images > self.images:
+            raise InputError(f"probe_images is {self.probe_images}, more than the {self.images} training images")
+        if self.update == "top_r" and self.rank is None:
+            raise InputError("rank is missing: update 'top_r' needs the number of singular directions to keep")
+        if self.update == "full_rank" and self.norm is None:
+            raise InputError("norm is missing: update 'full_rank' needs 'frobenius' or 'spectral', the norm to keep")
+        if self.update != "full" and self.optimizer != "sgd":
+            raise InputError(f"update {self.update!r} changes momentum SGD; optimizer must be 'sgd', not 'muon'")
+
+    @property
+    def images(self) -> int:
+        """Training images seen per epoch, before the last incomplete batch is left out."""
+        return self.train_images or TRAIN_IMAGES[self.dataset] - self.validation_images
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.images // self.batch_size
+
+    @property
+    def steps(self) -> int:
+        """Training steps of the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def gradient_rows(self) -> int:
+        """T, the rows of the gradient trajectory; 0 with the probe off."""
+        return -(-self.steps // self.gradient_every) if self.gradient_every else 0
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(RunConfig))
+
+
+def run_config(values: dict) -> RunConfig:
+    """A RunConfig from a mapping. Raises InputError for an unknown key, a wrong type or a value out of bounds."""
+    check_against_schema(values, "run", "run config")
+    return RunConfig(**values)
+
+
+def read(path: Path | str) -> dict:
+    """The mapping in a YAML or JSON file. Raises InputError if it cannot be read as one."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds {type(values).__name__}, not a mapping of keys to values")
+    return values
+
+
+@functools.cache
+def schema() -> dict:
+    return yaml.safe_load(SCHEMA.read_text())
+
+
+@functools.cache
+def _validator(definition: str | None):
+    from jsonschema import Draft202012Validator  # a tenth of a second that `import rankcollapse` need not pay
+
+    whole = schema()
+    return Draft202012Validator(whole if definition is None else {"$ref": f"#/$defs/{definition}", "$defs": whole["$defs"]})
+
+
+def check_against_schema(values: dict, definition: str | None, where: str) -> None:
+    """Raise InputError, one sentence, for the first thing in `values` that the schema does not allow."""
+    errors = sorted(_validator(definition).iter_errors(values), key=lambda error: (len(error.path), str(error.path)))
+    if errors:
+        raise InputError(f"{where}: {_sentence(errors[0])}")
+
+
+def _sentence(error) -> str:
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path).lstrip(".")
+    if error.validator == "additionalProperties":
+        known = list(error.schema.get("properties", {}))
+        unknown = sorted(set(error.instance) - set(known))[0]
+        near = difflib.get_close_matches(unknown, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(known)}"
+        return f"unknown key {f'{key}.{unknown}'.lstrip('.')!r}; {hint}"
+    if error.validator == "required":
+        missing = sorted(set(error.validator_value) - set(error.instance))[0]
+        return f"key {f'{key}.{missing}'.lstrip('.')!r} is missing"
+    wants = {
+        "enum": lambda v: "must be one of " + ", ".join(str(x) for x in v),
+        "type": lambda v: f"must be of type {' or '.join(v) if isinstance(v, list) else v}",
+        "minimum": lambda v: f"must be {v} or more",
+        "maximum": lambda v: f"must be {v} or less",
+        "exclusiveMinimum": lambda v: f"must be greater than {v}",
+        "exclusiveMaximum": lambda v: f"must be less than {v}",
+        "uniqueItems": lambda _: "must not hold a value twice",
+        "minItems": lambda v: f"must hold at least {v}",
+        "pattern": lambda v: f"must match {v}",
+    }.get(error.validator, lambda _: error.message)(error.validator_value)
+    about = error.schema.get("description", "")
+    return f"{key} is {error.instance!r}; it {wants}" + (f" ({about})" if about else "")

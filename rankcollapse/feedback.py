@@ -1,0 +1,192 @@
+"""Feedback learning: layers whose error travels back through feedback weights B in place of Wᵀ.
+
+With a_l = W_l h_{l-1} and the error signal δ_l = ∂L/∂a_l, backpropagation sends Wᵀ_l δ_l down and feedback alignment
+sends Bᵀ_l δ_l (Lillicrap et al. 2016; arXiv:2606.11123, eq. on p. 3). B has the shape of W, so that B = W *is*
+backpropagation, to the bit. The gradients of W and of the bias stay the local ones, δ_l h_{l-1}ᵀ and δ_l.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Init = Callable[[Tensor, torch.Generator], object]
+
+
+# ---- rules: what a layer's feedback weights are. A new rule is one function here and its name in RULES. ----
+
+
+def bp(layer: nn.Module, init: Init | None, generator: torch.Generator) -> None:
+    """Backpropagation: the layer stays as it is and the error travels through Wᵀ."""
+
+
+def fa(layer: nn.Module, init: Init | None, generator: torch.Generator) -> Tensor:
+    """Feedback alignment: B is fixed and random, from the law of the layer's forward initialisation.
+
+    With `init` it is drawn from that law. Without, from the entries of W as they stand, in random order: their
+    empirical law, whatever initialisation the model's author chose.
+    """
+    weight = layer.weight.detach()
+    if init is not None:
+        feedback = torch.empty(weight.shape, dtype=weight.dtype)
+        init(feedback, generator)
+    else:
+        order = torch.randperm(weight.numel(), generator=generator, device=generator.device)
+        feedback = weight.flatten()[order.to(weight.device)].view(weight.shape)
+    return feedback.to(weight.device)
+
+
+RULES: dict[str, Callable[[nn.Module, Init | None, torch.Generator], Tensor | None]] = {"bp": bp, "fa": fa}
+
+
+# ---- the backward passes ----
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, feedback, bias):
+        ctx.save_for_backward(x, feedback)
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, delta):
+        x, feedback = ctx.saved_tensors
+        need_x, need_weight, _, need_bias = ctx.needs_input_grad
+        rows = delta.reshape(-1, delta.shape[-1])
+        grad_x = (rows @ feedback).view(x.shape) if need_x else None
+        grad_weight = rows.t() @ x.reshape(-1, x.shape[-1]) if need_weight else None
+        grad_bias = rows.sum(0) if need_bias else None
+        return grad_x, grad_weight, None, grad_bias
+
+
+class _Conv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, feedback, bias, stride, padding, dilation, groups):
+        ctx.save_for_backward(x, feedback)
+        ctx.geometry = stride, padding, dilation, groups
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+    @staticmethod
+    def backward(ctx, delta):
+        x, feedback = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.geometry
+        need_x, need_weight, _, need_bias = ctx.needs_input_grad[:4]
+        # One call for all three: the gradient of the weight does not depend on the weight handed in, so giving B
+        # costs what backpropagation costs.
+        grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            delta, x, feedback, [feedback.shape[0]] if need_bias else None,
+            stride, padding, dilation, False, [0, 0], groups, [need_x, need_weight, need_bias],
+        )  # fmt: skip
+        return grad_x, grad_weight, None, grad_bias, None, None, None, None
+
+
+def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors as autocast would cast them for a matrix product; done outside the Functions, so that autograd casts
+    the gradients back to the parameters' own type."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+
+
+# ---- the layers ----
+
+
+class FeedbackLinear(nn.Linear):
+    """`nn.Linear` (any leading dimensions) whose error signal travels back through the buffer `feedback` [out, in]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Linear.apply(*_autocast(x, self.weight, self.feedback, self.bias))
+
+
+class FeedbackConv2d(nn.Conv2d):
+    """`nn.Conv2d` whose error signal travels back through the buffer `feedback` [out, in / groups, kh, kw]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = self.padding
+        if padding == "valid":
+            padding = (0, 0)
+        total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        if padding == "same":
+            sides = [(t // 2, t - t // 2) for t in total]
+        else:
+            sides = [(p, p) for p in padding]
+        if self.padding_mode != "zeros" or any(low != high for low, high in sides):
+            # Padding is a copy of pixels: autograd passes the error back through it exactly.
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x = F.pad(x, [*sides[1], *sides[0]], mode=mode)
+            sides = [(0, 0), (0, 0)]
+        batched = x if x.dim() == 4 else x.unsqueeze(0)
+        y = _Conv2d.apply(
+            *_autocast(batched, self.weight, self.feedback, self.bias),
+            self.stride, [low for low, _ in sides], self.dilation, self.groups,
+        )  # fmt: skip
+        return y if x.dim() == 4 else y.squeeze(0)
+
+
+FEEDBACK_LAYERS = {nn.Linear: FeedbackLinear, nn.Conv2d: FeedbackConv2d}
+# A table that no error passes through, or an elementwise scale that it passes exactly. Any other matrix-valued weight
+# would send the error back through its own transpose.
+_EXACT = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm)
+
+
+def convert(
+    model: nn.Module, rule: str = "fa", generator: torch.Generator | None = None, init: Init | None = None
+) -> nn.Module:
+    """Make `model` learn by `rule`: its Linear and Conv2d layers, at any depth, get feedback weights of their own.
+
+    The layers change in place (their class and one buffer, `feedback`); parameters, hooks and names stay, so an
+    optimiser made before still holds. The model is returned. `generator` draws B layer by layer in the order of
+    `model.modules()`; the global random state is not touched. `init(tensor, generator)` fills a tensor from the law
+    of the forward initialisation; without it that law is read off W, see `fa`.
+
+    Raises ValueError for an unknown rule, a missing generator, a model that is converted already, and any layer whose
+    weights would silently go on learning by backpropagation (transposed or 1-D convolutions, attention, ...).
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule is {rule!r}; it must be one of {', '.join(RULES)}")
+    layers = {name: module for name, module in model.named_modules() if type(module) in FEEDBACK_LAYERS}
+    for name, module in model.named_modules():
+        if type(module) in FEEDBACK_LAYERS.values():
+            raise ValueError(f"layer {name or 'model'!r} has feedback weights already; convert a fresh model")
+        own = [key for key, p in module.named_parameters(recurse=False) if sum(n > 1 for n in p.shape) > 1]
+        if rule != "bp" and own and name not in layers and not isinstance(module, _EXACT):
+            raise ValueError(
+                f"layer {name or 'model'!r} is a {type(module).__name__} with the weight {own[0]!r} that rule "
+                f"{rule!r} cannot reach: only nn.Linear and nn.Conv2d themselves have feedback weights"
+            )
+    if rule != "bp" and generator is None:
+        raise ValueError(f"rule {rule!r} draws feedback weights: pass generator=torch.Generator().manual_seed(...)")
+    for name, layer in layers.items():
+        if layer.weight.is_meta or isinstance(layer.weight, nn.UninitializedParameter):
+            raise ValueError(f"layer {name or 'model'!r} has no weights yet: initialise the model, then convert it")
+    for layer in layers.values():
+        feedback = RULES[rule](layer, init, generator)
+        if feedback is not None:
+            layer.__class__ = FEEDBACK_LAYERS[type(layer)]
+            # In the state dict, so that a checkpoint is complete; not a parameter, so that no optimiser sees it.
+            # Laid out in memory as W is: a product with B then costs what one with W costs.
+            layer.register_buffer("feedback", torch.empty_like(layer.weight.detach()).copy_(feedback))
+    return model
+
+
+def feedback_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The converted layers by name, in the order of the model; empty under backpropagation."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, tuple(FEEDBACK_LAYERS.values()))}
+
+
+@contextmanager
+def exact_feedback(model: nn.Module) -> Iterator[None]:
+    """Within this context B is W in every layer, so that gradients are those of backpropagation."""
+    layers = feedback_layers(model).values()
+    kept = [layer.feedback for layer in layers]
+    try:
+        for layer in layers:
+            layer.feedback = layer.weight.detach()
+        yield
+    finally:
+        for layer, feedback in zip(layers, kept, strict=True):
+            layer.feedback = feedback

@@ -1,0 +1,133 @@
+"""The three networks of the grid, each with a width and `normalization`: none | batch.
+
+Built without touching the global random state: the modules are made on the meta device, then filled from a generator.
+"""
+
+import math
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+NORMALIZATIONS = ("none", "batch")
+
+
+def _norm(normalization: str, features: int, dimensions: int) -> list[nn.Module]:
+    if normalization == "none":
+        return []
+    return [nn.BatchNorm2d(features) if dimensions == 2 else nn.BatchNorm1d(features)]
+
+
+def _add(net: nn.Sequential, name: str, layer: nn.Module, *after: nn.Module) -> None:
+    net.add_module(name, layer)
+    for module in after:
+        net.append(module)
+
+
+def mlp(shape: tuple[int, int, int], classes: int, width: int, depth: int, normalization: str) -> nn.Module:
+    """`depth` hidden layers of `width` units with ReLU, then the classifier `head`."""
+    sizes = [math.prod(shape)] + [width] * depth
+    net = nn.Sequential(nn.Flatten())
+    for i, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
+        linear = nn.Linear(inputs, outputs, bias=normalization == "none")
+        _add(net, f"hidden{i}", linear, *_norm(normalization, outputs, 1), nn.ReLU())
+    net.add_module("head", nn.Linear(width, classes))
+    return net
+
+
+def cnn4(shape: tuple[int, int, int], classes: int, width: int, normalization: str) -> nn.Module:
+    """Four 3x3 convolutions of stride 2 with `width` times 1, 2, 2, 4 channels, flattened into the classifier `head`."""
+    channels, height, breadth = shape
+    sizes = [channels, width, 2 * width, 2 * width, 4 * width]
+    net = nn.Sequential()
+    for i, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
+        conv = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=normalization == "none")
+        _add(net, f"conv{i}", conv, *_norm(normalization, outputs, 2), nn.ReLU())
+        height, breadth = math.ceil(height / 2), math.ceil(breadth / 2)
+    net.append(nn.Flatten())
+    net.add_module("head", nn.Linear(sizes[-1] * height * breadth, classes))
+    return net
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, which is the identity, or a 1x1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, normalization: str):
+        super().__init__()
+        bias = normalization == "none"
+        self.residual, self.shortcut = nn.Sequential(), nn.Sequential()
+        first = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=bias)
+        second = nn.Conv2d(outputs, outputs, 3, 1, padding=1, bias=bias)
+        _add(self.residual, "conv1", first, *_norm(normalization, outputs, 2), nn.ReLU())
+        _add(self.residual, "conv2", second, *_norm(normalization, outputs, 2))
+        if stride != 1 or inputs != outputs:
+            projection = nn.Conv2d(inputs, outputs, 1, stride, bias=bias)
+            _add(self.shortcut, "conv", projection, *_norm(normalization, outputs, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.residual(x) + self.shortcut(x))
+
+
+def resnet18(shape: tuple[int, int, int], classes: int, width: int, stem_stride: int, normalization: str) -> nn.Module:
+    """ResNet-18 (He et al. 2016) with the CIFAR stem: one 3x3 convolution of stride `stem_stride`, no max-pooling."""
+    net = nn.Sequential()
+    stem = nn.Conv2d(shape[0], width, 3, stem_stride, padding=1, bias=normalization == "none")
+    _add(net, "stem", stem, *_norm(normalization, width, 2), nn.ReLU())
+    inputs = width
+    for stage, outputs in enumerate((width, 2 * width, 4 * width, 8 * width)):
+        for block in range(2):
+            stride = 2 if stage > 0 and block == 0 else 1
+            _add(net, f"block{2 * stage + block + 1}", BasicBlock(inputs, outputs, stride, normalization))
+            inputs = outputs
+    net.append(nn.AdaptiveAvgPool2d(1))
+    net.append(nn.Flatten())
+    net.add_module("head", nn.Linear(inputs, classes))
+    return net
+
+
+ARCHITECTURES = {"mlp": mlp, "cnn4": cnn4, "resnet18": resnet18}
+
+
+def init_weight(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """PyTorch's own law for Linear and Conv2d, U(-1/√fan_in, 1/√fan_in), in place. Feedback weights share it."""
+    return nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+
+
+def initialize(model: nn.Module, generator: torch.Generator) -> nn.Module:
+    """Fill a model from `generator`, layer by layer: PyTorch's law for weights and biases, 1 and 0 for batch norm."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            init_weight(module.weight, generator)
+            if module.bias is not None:
+                bound = 1 / math.sqrt(math.prod(module.weight.shape[1:]))
+                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.reset_parameters()  # constants: draws nothing
+    return model
+
+
+def skeleton(config, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The network of a RunConfig on the meta device: shapes without memory or randomness.
+
+    shape: channels, height, width of an image.
+    """
+    options = {"mlp": ("depth",), "resnet18": ("stem_stride",)}.get(config.architecture, ())
+    make = partial(ARCHITECTURES[config.architecture], **{key: getattr(config, key) for key in options})
+    with torch.device("meta"):
+        return make(shape, classes, width=config.width, normalization=config.normalization)
+
+
+def build(config, shape: tuple[int, int, int], classes: int, generator: torch.Generator) -> nn.Module:
+    """The initialised network of a RunConfig on the CPU, learning by backpropagation still."""
+    return initialize(skeleton(config, shape, classes).to_empty(device="cpu"), generator)
+
+
+def matrices(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The forward weights by layer name, in the order of the model: those of Linear and Conv2d layers."""
+    return {name: m.weight for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+
+
+def flat_shape(weight: Tensor) -> tuple[int, int]:
+    """Shape of a weight seen as a matrix: outputs x everything else."""
+    return weight.shape[0], math.prod(weight.shape[1:])

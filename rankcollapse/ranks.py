@@ -1,0 +1,73 @@
+"""Effective rank: spectra by Gram matrices, and the four measures of a spectrum.
+
+"Effective rank" is Roy & Vetterli's (2007) exp of the entropy of a normalised spectrum. Public code disagrees on what
+is normalised, singular values or their squares, so both are here under names of their own.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def singular_values(matrix: Tensor) -> np.ndarray:
+    """Singular values of an [m, n] matrix, descending, float64 [min(m, n)]; NaN all through if an entry is not finite.
+
+    By the eigenvalues of the smaller Gram matrix, all in float64: values below about 1e-8 of the largest are noise.
+    """
+    matrix = matrix.double()
+    return from_gram(matrix @ matrix.t() if matrix.shape[0] <= matrix.shape[1] else matrix.t() @ matrix)
+
+
+def from_gram(gram: Tensor) -> np.ndarray:
+    """Singular values of A, descending, float64 [n], from its Gram matrix A Aᵀ [n, n]."""
+    gram = gram.double()
+    if not bool(torch.isfinite(gram).all()):
+        return np.full(len(gram), np.nan)
+    return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).sqrt().cpu().numpy()
+
+
+def _exp_entropy(weights: np.ndarray) -> float:
+    p = weights / weights.sum()
+    p = p[p > 0]
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def entropy_s(s: np.ndarray) -> float:
+    """exp(H(p)), p = s / Σs (Roy & Vetterli 2007)."""
+    return _exp_entropy(s)
+
+
+def entropy_s2(s: np.ndarray) -> float:
+    """exp(H(p)), p = s² / Σs²: the one that gives the paper's picture for gradient trajectories."""
+    return _exp_entropy(s**2)
+
+
+def participation_ratio(s: np.ndarray) -> float:
+    """(Σs²)² / Σs⁴."""
+    return float((s**2).sum() ** 2 / (s**4).sum())
+
+
+def stable_rank(s: np.ndarray) -> float:
+    """‖A‖²_F / ‖A‖²_2 = Σs² / s²_max."""
+    return float((s**2).sum() / s.max() ** 2)
+
+
+MEASURES: dict[str, Callable[[np.ndarray], float]] = {
+    "entropy_s": entropy_s,
+    "entropy_s2": entropy_s2,
+    "participation_ratio": participation_ratio,
+    "stable_rank": stable_rank,
+}
+
+
+def measures(s: np.ndarray) -> dict[str, float]:
+    """All four measures of a spectrum; 0 for a matrix of zeros, NaN for one with entries that are not finite."""
+    s = np.asarray(s, dtype=np.float64)
+    if not np.isfinite(s).all():
+        return dict.fromkeys(MEASURES, float("nan"))
+    if not s.any():
+        return dict.fromkeys(MEASURES, 0.0)
+    s = s / s.max()  # scale-free, and so safe from under- and overflow in the fourth power
+    return {name: measure(s) for name, measure in MEASURES.items()}
