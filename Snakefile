@@ -1,0 +1,26 @@
+# Everything: snakemake --cores all --use-conda. The grid is config.yaml; presets/ are smaller ones, by --configfile.
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config.yaml"
+
+
+include: "workflow/common.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/tables.smk"
+include: "workflow/rules/figures.smk"
+include: "workflow/rules/paper.smk"
+
+
+report: "workflow/report/workflow.rst"
+
+
+rule all:
+    default_target: True
+    input:
+        FIGURES,
+        TABLES,
+        PAPER,
+        PROVENANCE,

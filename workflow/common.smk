@@ -1,0 +1,96 @@
+# What the rules share: the planned runs, the folders of this preset, and the lines at the start.
+import json
+import os
+import shutil
+import sys
+
+from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
+
+# The package stands beside the Snakefile; in a conda environment nothing has installed it.
+sys.path.insert(0, workflow.basedir)
+shell.prefix(f"set -euo pipefail; export PYTHONPATH={workflow.basedir!r}; ")
+
+from rankcollapse import gpus, grid
+from rankcollapse.config import InputError
+
+
+def plan_runs():
+    try:
+        return {run.name: run for run in grid.runs(config)}
+    except InputError as error:
+        raise WorkflowError(str(error))
+
+
+def uses_conda():
+    chosen = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+    if chosen and shutil.which("conda") is None:
+        raise WorkflowError(
+            "--use-conda needs the command conda, which is not on this machine: either install it (Miniforge will do), "
+            "or leave --use-conda out and run in the .venv that `make` creates (.venv/bin/snakemake --cores all)."
+        )
+    return chosen
+
+
+def start_lines():
+    """How many runs, on which devices, the estimated time and disk; and whether this machine is the one for it."""
+    wants_gpu = sum(run.config.device != "cpu" for run in RUNS.values())
+    device = "cuda" if wants_gpu and GPUS else "cpu"
+    jobs = len(GPUS) * config.get("gpu_slots", 1) if device == "cuda" else os.cpu_count()
+    hours = sum(grid.seconds(run, STUDIES[run.study], device) for run in RUNS.values()) / jobs / 3600
+    disk = sum(STUDIES[run.study]["cost"]["disk_mb"] for run in RUNS.values())
+    where = f"{len(GPUS)} GPUs" if device == "cuda" else f"{os.cpu_count()} CPU cores"
+    time = f"{60 * hours:.0f} minutes" if hours < 2 else f"{hours:.0f} hours" if hours < 100 else f"{hours / 24:.0f} days"
+    lines = [
+        f"rankcollapse, preset {config['preset']}: {config.get('title', '')}",
+        f"  {len(RUNS)} training runs on {where}: about {time} for all of them, {disk / 1000:.1f} GB of disk below {RESULTS}",
+    ]
+    if wants_gpu and not GPUS:
+        lines.append(
+            "  No GPU here, and this grid is made for GPUs: on CPU cores take --configfile presets/quick.yaml (real CIFAR, "
+            "45 minutes on two cores) or presets/demo.yaml (4 minutes, no download)."
+        )
+    return "\n".join(lines)
+
+
+def planned(wildcards):
+    """The run that a training job's wildcards name."""
+    name = RUN_NAME.format(**wildcards)
+    if name not in RUNS:
+        raise WorkflowError(f"{name} is not a run of preset {config['preset']}: its study, arm or seed is not in the config.")
+    return RUNS[name]
+
+
+def finished_runs(wildcards):
+    """run.json of every run; with allow_missing, of those that are there."""
+    expected = [f"{RESULTS}/runs/{name}/run.json" for name in RUNS]
+    return [path for path in expected if not config.get("allow_missing") or os.path.exists(path)]
+
+
+def minutes(wildcards):
+    """Wall time to ask of a cluster: three times the estimate."""
+    run = planned(wildcards)
+    on_gpu = run.config.device != "cpu"
+    return 10 + round(3 * grid.seconds(run, STUDIES[run.study], "cuda" if on_gpu else "cpu") / 60)
+
+
+USE_CONDA = uses_conda()
+PYTHON = "python" if USE_CONDA else sys.executable
+RUNS = plan_runs()
+STUDIES = {study["name"]: study for study in config["studies"]}
+RESULTS = f"results/{config['preset']}"
+RUN_NAME = "{study}/{dataset}/{arm}/seed{seed}"
+GPUS = gpus.visible()
+if GPUS:
+    workflow.register_resource("gpu", len(GPUS) * config.get("gpu_slots", 1))
+
+
+wildcard_constraints:
+    study="[a-z0-9-]+",
+    dataset="[a-z0-9]+",
+    arm="[a-z0-9+-]+",
+    seed="[0-9]+",
+
+
+if workflow.is_main_process:
+    print(start_lines(), file=sys.stderr)
