@@ -20,7 +20,7 @@ report: "workflow/report/workflow.rst"
 rule all:
     default_target: True
     input:
-        FIGURES,
-        TABLES,
-        PAPER,
-        PROVENANCE,
+        rules.summarise.output,
+        rules.claims.output,
+        rules.paper.output,
+        expand(f"{FIGURES}/{{figure}}.{{kind}}", figure=FIGURE_TITLES, kind=["svg", "pdf"]),

@@ -58,9 +58,12 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
+    import torch
+
     from rankcollapse.bench import bench
 
-    bench(args.data_dir, args.rounds, args.threads)
+    torch.set_num_threads(args.threads)
+    bench(args.rounds, args.device)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,8 +79,8 @@ def parser() -> argparse.ArgumentParser:
     train.set_defaults(call=_train)
 
     bench = commands.add_parser("bench", help="print the cost of feedback alignment and of the probes, as ratios")
-    bench.add_argument("--data-dir", default="data", help="folder with CIFAR-10 (default data)")
-    bench.add_argument("--rounds", type=int, default=5, help="interleaved repetitions (default 5)")
+    bench.add_argument("--rounds", type=int, default=10, help="interleaved repetitions (default 10)")
+    bench.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where (default auto)")
     bench.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     bench.set_defaults(call=_bench)
     return top

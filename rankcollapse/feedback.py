@@ -82,23 +82,25 @@ class _Conv2d(torch.autograd.Function):
         return grad_x, grad_weight, None, grad_bias, None, None, None, None
 
 
-def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+def _autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors as autocast would cast them for a matrix product; done outside the Functions, so that autograd casts
     the gradients back to the parameters' own type."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return list(tensors)
+    device = x.device.type
+    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+        return x, *others
     dtype = torch.get_autocast_dtype(device)
-    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+    return x.to(dtype), *(None if t is None else t.to(dtype) for t in others)
 
 
-# ---- the layers ----
+# ---- the layers. Where a layer's input needs no gradient, no error is sent through it and B has no part. ----
 
 
 class FeedbackLinear(nn.Linear):
     """`nn.Linear` (any leading dimensions) whose error signal travels back through the buffer `feedback` [out, in]."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if not x.requires_grad:
+            return super().forward(x)
         return _Linear.apply(*_autocast(x, self.weight, self.feedback, self.bias))
 
 
@@ -106,25 +108,26 @@ class FeedbackConv2d(nn.Conv2d):
     """`nn.Conv2d` whose error signal travels back through the buffer `feedback` [out, in / groups, kh, kw]."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if not x.requires_grad:
+            return super().forward(x)
         padding = self.padding
-        if padding == "valid":
-            padding = (0, 0)
-        total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-        if padding == "same":
-            sides = [(t // 2, t - t // 2) for t in total]
+        if self.padding_mode != "zeros" or isinstance(padding, str):
+            x, padding = self._pad(x), (0, 0)  # a copy of pixels: autograd passes the error back through it exactly
+        x, weight, feedback, bias = _autocast(x, self.weight, self.feedback, self.bias)
+        geometry = self.stride, padding, self.dilation, self.groups
+        if x.dim() == 3:  # one image without a batch dimension
+            return _Conv2d.apply(x.unsqueeze(0), weight, feedback, bias, *geometry).squeeze(0)
+        return _Conv2d.apply(x, weight, feedback, bias, *geometry)
+
+    def _pad(self, x: Tensor) -> Tensor:
+        if self.padding == "valid":
+            return x
+        if self.padding == "same":  # the odd pixel goes to the end, as in nn.Conv2d
+            total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            rows, columns = ((t // 2, t - t // 2) for t in total)
         else:
-            sides = [(p, p) for p in padding]
-        if self.padding_mode != "zeros" or any(low != high for low, high in sides):
-            # Padding is a copy of pixels: autograd passes the error back through it exactly.
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x = F.pad(x, [*sides[1], *sides[0]], mode=mode)
-            sides = [(0, 0), (0, 0)]
-        batched = x if x.dim() == 4 else x.unsqueeze(0)
-        y = _Conv2d.apply(
-            *_autocast(batched, self.weight, self.feedback, self.bias),
-            self.stride, [low for low, _ in sides], self.dilation, self.groups,
-        )  # fmt: skip
-        return y if x.dim() == 4 else y.squeeze(0)
+            rows, columns = ((p, p) for p in self.padding)
+        return F.pad(x, (*columns, *rows), mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
 
 
 FEEDBACK_LAYERS = {nn.Linear: FeedbackLinear, nn.Conv2d: FeedbackConv2d}

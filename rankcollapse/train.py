@@ -32,7 +32,11 @@ DIVERGED = 10.0  # a mean loss beyond this many times chance's, log(classes), co
 Report = Callable[[int, str], object]
 
 
-def train(config: RunConfig, out: Path | str, report: Report = lambda step, note: None) -> dict:
+def silent(step: int, note: str) -> None:
+    """The report of a caller that wants none."""
+
+
+def train(config: RunConfig, out: Path | str, report: Report = silent) -> dict:
     """Train one run and write its folder; return the contents of run.json. A complete folder is returned as it is.
 
     `report(step, note)` is called after every step. Raises InputError if `out` holds another config's run, or for data
@@ -43,12 +47,12 @@ def train(config: RunConfig, out: Path | str, report: Report = lambda step, note
     if done is not None:
         return done
     device = pick_device(config.device)
-    start = time.perf_counter()
+    start, started = time.perf_counter(), _now()
     with deterministic():
         data = datasets.load(config, device)
         model = make_model(config, device)
-        probe = _make_probes(model, data, config)
-        epochs, outcome, seconds = _fit(model, data, config, probe, report)
+        probe = make_probes(model, data, config)
+        epochs, outcome, seconds = fit(model, data, config, probe, report)
         tick = time.perf_counter()
         probe.finish()
         seconds["probes"] += time.perf_counter() - tick
@@ -67,6 +71,8 @@ def train(config: RunConfig, out: Path | str, report: Report = lambda step, note
         "probe_seconds": round(seconds["probes"], 3),
         "images_per_second": round(trained / seconds["train"], 1),
         "memory_mb": _peak_memory_mb(device),
+        "started": started,
+        "finished": _now(),
         **environment(device),
     }
     checkpoint = {"config": dataclasses.asdict(config), "model": model.state_dict(), "epoch": len(epochs)}
@@ -87,13 +93,13 @@ def make_model(config: RunConfig, device: torch.device | str = "cpu") -> nn.Modu
     return model.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
 
 
-def _make_probes(model: nn.Module, data: datasets.Data, config: RunConfig) -> probes.Probes:
+def make_probes(model: nn.Module, data: datasets.Data, config: RunConfig) -> probes.Probes:
     order = torch.randperm(len(data.train), generator=datasets.generator(config.seed, "probe"))
     batch = data.train[order[: config.probe_images].to(data.train.labels.device)]
     return probes.Probes(model, data.pixels(batch.images), batch.labels, config)
 
 
-def _fit(model, data, config, probe, report) -> tuple[list[dict], str, dict[str, float]]:
+def fit(model, data, config, probe, report: Report = silent) -> tuple[list[dict], str, dict[str, float]]:
     """The training loop: metrics per epoch, the outcome, and seconds spent in training and in probes."""
     optimizers = optim.build(model, config)
     schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=config.steps) for o in optimizers]
@@ -229,14 +235,23 @@ def _csv(rows: Iterable[dict], columns: list[str] | None = None) -> str:
     return "\n".join([",".join(columns), *(",".join(str(row[c]) for c in columns) for row in rows)]) + "\n"
 
 
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def _peak_memory_mb(device: torch.device) -> int:
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def environment(device: torch.device) -> dict[str, str]:
+def environment(device: torch.device) -> dict[str, str | int]:
     """What a result depends on beyond its config."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
     versions = {"rankcollapse": rankcollapse, "torch": torch, "torchvision": torchvision}
-    return {"device": name, "python": platform.python_version(), **{k: m.__version__ for k, m in versions.items()}}
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{key: module.__version__ for key, module in versions.items()},
+    }

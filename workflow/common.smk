@@ -67,6 +67,22 @@ def finished_runs(wildcards):
     return [path for path in expected if not config.get("allow_missing") or os.path.exists(path)]
 
 
+def figure_grid(figure):
+    """The arms and studies that a figure shows, in the order of the config, with their looks: JSON for its script."""
+    changed = {a for a, look in config["arms"].items() if look.get("run", {}).get("update", "full") != "full"}
+    interventions = {name for name, study in STUDIES.items() if changed & set(study["arms"])}
+    shown = interventions if figure == "intervention" else set(STUDIES) - interventions or interventions
+    studies = {name: study.get("title", name) for name, study in STUDIES.items() if name in shown}
+    arms = {arm for name in studies for arm in STUDIES[name]["arms"]}
+    arms &= set(FIGURE_ARMS.get(figure, arms))
+    looks = {
+        arm: {key: look[key] for key in ("label", "colour", "marker", "line")}
+        for arm, look in config["arms"].items()
+        if arm in arms
+    }
+    return json.dumps({"arms": looks, "studies": studies})
+
+
 def minutes(wildcards):
     """Wall time to ask of a cluster: three times the estimate."""
     run = planned(wildcards)
@@ -79,8 +95,26 @@ PYTHON = "python" if USE_CONDA else sys.executable
 RUNS = plan_runs()
 STUDIES = {study["name"]: study for study in config["studies"]}
 RESULTS = f"results/{config['preset']}"
+FIGURES = f"figures/{config['preset']}"
 RUN_NAME = "{study}/{dataset}/{arm}/seed{seed}"
 GPUS = gpus.visible()
+
+FIGURE_TITLES = {
+    "error_rank": "1. Error-signal effective rank",
+    "gradient_rank": "2. Gradient-trajectory effective rank",
+    "intervention": "3. Intervention on the rank of updates",
+    "remedies": "4. Ranks under Muon and normalisation",
+    "alignment": "5. Alignment",
+    "accuracy": "6. Test accuracy",
+    "accuracy_vs_rank": "7. Accuracy against effective rank",
+    "curves": "8. Training curves",
+}
+# Figures that show some arms only; the others show all that their studies have.
+FIGURE_ARMS = {
+    "error_rank": ("bp", "bp+bn", "fa", "fa+bn"),
+    "remedies": ("bp", "bp+bn", "fa", "fa+bn", "fa+muon", "fa+both"),
+    "alignment": ("fa", "fa+bn", "fa+muon", "fa+both"),
+}
 if GPUS:
     workflow.register_resource("gpu", len(GPUS) * config.get("gpu_slots", 1))
 

@@ -15,7 +15,7 @@ from rankcollapse.probes import read_spectra
 from rankcollapse.ranks import measures
 
 KEYS = ["study", "dataset", "architecture", "arm", "seed"]
-SETTINGS = ["width", "normalization", "rule", "optimizer", "update", "lr", "momentum", "weight_decay", "batch_size"]
+SETTINGS = ["width", "normalization", "rule", "optimizer", "update", "rank", "norm", "lr", "momentum", "weight_decay"]
 
 
 def folder(runs: Path, row: dict) -> Path:

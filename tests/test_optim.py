@@ -1,0 +1,329 @@
+import copy
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from rankcollapse import models, optim
+from rankcollapse.config import InputError
+from rankcollapse.optim import FlatMuon, MomentumSGD, flatten, full_rank, top_r
+
+MUON = {"lr": 0.05, "momentum": 0.9, "ns_steps": 5}
+
+
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def weights(layout=torch.contiguous_format):
+    """A tall and a wide matrix, and convolutions of odd shapes, 1x1 and one input channel among them."""
+    shapes = [(12, 5), (4, 9), (8, 3, 3, 3), (4, 6, 1, 1), (6, 1, 3, 3), (2, 5, 2, 3)]
+    found = [nn.Parameter(torch.randn(shape, generator=gen(i))) for i, shape in enumerate(shapes)]
+    return [nn.Parameter(w.detach().to(memory_format=layout)) if w.dim() == 4 else w for w in found]
+
+
+def gradients(step, params):
+    """Gradients drawn in logical order, whatever the layout, and laid out as the parameters are."""
+    drawn = [torch.randn(p.shape, generator=gen(100 * step + i)) for i, p in enumerate(params)]
+    return [torch.empty_like(p).copy_(g) for p, g in zip(params, drawn, strict=True)]
+
+
+def as_columns(tensor, last):
+    """[out, everything else], in the order of columns of channels_last memory or of contiguous memory."""
+    return tensor.permute(0, 2, 3, 1).reshape(len(tensor), -1) if last else tensor.reshape(len(tensor), -1)
+
+
+def run_muon(params, steps=4, **options):
+    optimizer = FlatMuon(params, **MUON, **options)
+    for step in range(steps):
+        for p, g in zip(params, gradients(step, params), strict=True):
+            p.grad = g
+        optimizer.step()
+
+
+def run_reference(params, orders, steps=4, *, shape_factor, weight_decay):
+    """torch's Muon on matrices of their own; `orders` says which have their columns in channels_last order."""
+    flat = [nn.Parameter(as_columns(p.detach(), last).clone()) for p, last in zip(params, orders, strict=True)]
+    optimizer = torch.optim.Muon(flat, **MUON, adjust_lr_fn=shape_factor, weight_decay=weight_decay)
+    for step in range(steps):
+        for m, g, last in zip(flat, gradients(step, params), orders, strict=True):
+            m.grad = as_columns(g, last).contiguous()
+        optimizer.step()
+    return [m.detach() for m in flat]
+
+
+# ---- Muon ----
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("shape_factor", ["original", "match_rms_adamw"])
+def test_flat_muon_is_torch_muon_on_flattened_matrices(shape_factor, weight_decay):
+    params = weights()
+    expected = run_reference(params, [False] * 6, shape_factor=shape_factor, weight_decay=weight_decay)
+    run_muon(params, shape_factor=shape_factor, weight_decay=weight_decay)
+    for p, m in zip(params, expected, strict=True):
+        torch.testing.assert_close(p.detach().flatten(1), m, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("shape_factor", ["original", "match_rms_adamw"])
+def test_flat_muon_in_channels_last_is_torch_muon_with_columns_in_memory_order(shape_factor, weight_decay):
+    params = weights(torch.channels_last)
+    last = [p.dim() == 4 and not p.is_contiguous() for p in params]
+    assert last == [False, False, True, False, False, True]
+    expected = run_reference(params, last, shape_factor=shape_factor, weight_decay=weight_decay)
+    run_muon(params, shape_factor=shape_factor, weight_decay=weight_decay)
+    for p, m, order in zip(params, expected, last, strict=True):
+        torch.testing.assert_close(as_columns(p.detach(), order), m, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape_factor", ["original", "match_rms_adamw"])
+def test_muon_updates_in_both_layouts_agree_to_bfloat16_rounding(shape_factor):
+    """Newton-Schulz rounds to bfloat16, so the order of columns shows in the last bits of the update, no more."""
+    plain, last = weights(), weights(torch.channels_last)
+    start = [p.detach().clone() for p in plain]
+    for params in (plain, last):
+        run_muon(params, steps=1, shape_factor=shape_factor, weight_decay=0.0)
+    for before, p, q in zip(start, plain, last, strict=True):
+        a, b = ((w.detach() - before).flatten() for w in (p, q))
+        assert torch.cosine_similarity(a, b, dim=0) > 0.999
+        assert abs(float(b.norm() / a.norm()) - 1) < 1e-2
+
+
+def test_muon_trains_the_weights_in_place_and_keeps_their_layout():
+    params = weights(torch.channels_last)
+    before = [(p.data_ptr(), p.stride(), p.detach().clone()) for p in params]
+    run_muon(params, steps=1, shape_factor="original", weight_decay=0.0)
+    for p, (pointer, stride, value) in zip(params, before, strict=True):
+        assert (p.data_ptr(), p.stride()) == (pointer, stride)
+        assert not torch.equal(p.detach(), value)
+
+
+def test_muon_leaves_a_weight_without_gradient_alone_and_clears_gradients():
+    params = weights()
+    kept = params[1].detach().clone()
+    optimizer = FlatMuon(params, **MUON, weight_decay=0.1, shape_factor="original")
+    for i, p in enumerate(params):
+        p.grad = None if i == 1 else torch.ones_like(p)
+    optimizer.step()
+    assert torch.equal(params[1].detach(), kept)
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in params)
+    before = [p.detach().clone() for p in params]
+    optimizer.step()  # nothing stale is left in the views
+    assert all(torch.equal(p.detach(), value) for p, value in zip(params, before, strict=True))
+
+
+@pytest.mark.parametrize("make", [lambda p: FlatMuon(p, **MUON, weight_decay=0.0, shape_factor="original"),
+                                  lambda p: MomentumSGD(p, lr=0.1)], ids=["muon", "sgd"])  # fmt: skip
+def test_a_step_with_a_closure_uses_the_gradients_of_the_closure(make):
+    plain, closed = (nn.Parameter(torch.randn(4, 3, generator=gen())) for _ in range(2))
+
+    def loss_of(p):
+        p.grad = None
+        loss = p.square().sum()
+        loss.backward()
+        return loss
+
+    expected = loss_of(plain)
+    make([plain]).step()
+    assert make([closed]).step(lambda: loss_of(closed)) == expected
+    assert torch.equal(closed, plain)
+
+
+# ---- momentum SGD ----
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_momentum_sgd_without_decay_gives_the_bits_of_torch_sgd(momentum, layout):
+    ours = [*weights(layout), nn.Parameter(torch.randn(7, generator=gen()))]
+    theirs = copy.deepcopy(ours)
+    pairs = [(ours, MomentumSGD(ours, lr=0.1, momentum=momentum)), (theirs, torch.optim.SGD(theirs, 0.1, momentum))]
+    for params, optimizer in pairs:
+        for step in range(5):
+            for p, g in zip(params, gradients(step, params), strict=True):
+                p.grad = g
+            optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+            optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
+
+
+def test_decay_is_decoupled_from_the_gradient_and_momentum():
+    p = nn.Parameter(torch.tensor([[4.0]], dtype=torch.float64))
+    optimizer = MomentumSGD([p], lr=0.5, momentum=0.5, weight_decay=0.25)
+    p.grad = torch.full_like(p, 2.0)
+    optimizer.step()  # M = 2, W = (1 - 0.125) 4 - 0.5 * 2
+    assert p.item() == 2.5
+    p.grad = torch.full_like(p, -1.0)
+    optimizer.step()  # M = 1 - 1 = 0, W = 0.875 * 2.5
+    assert p.item() == 2.1875
+
+
+def test_a_parameter_without_gradient_is_not_decayed():
+    p = nn.Parameter(torch.ones(2, 2))
+    MomentumSGD([p], lr=0.5, weight_decay=0.5).step()
+    assert torch.equal(p, torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_an_intervention_sees_matrices_of_momentum_and_leaves_vectors_alone(layout):
+    """Cutting to rank 1, against numpy on the momentum worked out here."""
+    params = [*weights(layout), nn.Parameter(torch.randn(7, generator=gen()))]
+    expected = [p.detach().double().numpy().reshape(len(p), -1) for p in params]
+    momentum = [0.0] * len(params)
+    optimizer = MomentumSGD(params, lr=0.1, momentum=0.9, intervention=lambda m: top_r(m, 1))
+    for step in range(3):
+        for i, (p, g) in enumerate(zip(params, gradients(step, params), strict=True)):
+            p.grad = g
+            momentum[i] = 0.9 * momentum[i] + g.double().numpy().reshape(len(p), -1)
+            update = momentum[i]
+            if p.dim() > 1:
+                u, s, v = np.linalg.svd(update, full_matrices=False)
+                update = s[0] * np.outer(u[:, 0], v[0])
+            expected[i] = expected[i] - 0.1 * update
+        optimizer.step()
+    for p, value in zip(params, expected, strict=True):
+        np.testing.assert_allclose(p.detach().reshape(len(p), -1), value, rtol=0, atol=2e-6)
+
+
+# ---- interventions ----
+
+matrices = st.builds(
+    lambda m, n, seed: torch.randn(m, n, generator=gen(seed), dtype=torch.float64),
+    st.integers(1, 9), st.integers(1, 9), st.integers(0, 99),
+)  # fmt: skip
+
+
+@given(matrices, st.data())
+def test_top_r_is_the_truncated_svd_of_numpy(update, data):
+    rank = data.draw(st.integers(1, min(update.shape)))
+    u, s, v = np.linalg.svd(update.numpy(), full_matrices=False)
+    found = top_r(update, rank)
+    np.testing.assert_allclose(found, (u[:, :rank] * s[:rank]) @ v[:rank], atol=1e-10)
+    assert np.linalg.matrix_rank(found.numpy(), tol=1e-9) == rank
+
+
+@given(matrices)
+def test_top_r_at_full_rank_gives_the_update_back(update):
+    torch.testing.assert_close(top_r(update, min(update.shape)), update, rtol=0, atol=1e-12)
+
+
+@given(matrices)
+def test_full_rank_has_equal_singular_values_and_keeps_the_norm_asked_for(update):
+    for norm, order in (("frobenius", "fro"), ("spectral", 2)):
+        found = full_rank(update, norm).numpy()
+        s = np.linalg.svd(found, compute_uv=False)
+        np.testing.assert_allclose(s, s[0], rtol=1e-10)
+        np.testing.assert_allclose(np.linalg.norm(found, order), np.linalg.norm(update.numpy(), order), rtol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (9, 4), (4, 9)])
+def test_full_rank_is_the_polar_factor_of_scipy(shape):
+    rng = np.random.default_rng(0)
+    k = min(shape)
+    u, v = (np.linalg.qr(rng.standard_normal((n, k)))[0] for n in shape)
+    update = (u * np.linspace(1, 3, k)) @ v.T
+    unitary, _ = scipy.linalg.polar(update, side="right" if shape[0] >= shape[1] else "left")
+    np.testing.assert_allclose(full_rank(torch.from_numpy(update), "spectral"), 3 * unitary, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "intervention",
+    [lambda m: top_r(m, 2), lambda m: full_rank(m, "frobenius"), lambda m: full_rank(m, "spectral")],
+    ids=["top_r", "frobenius", "spectral"],
+)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3)])
+def test_an_update_that_is_not_finite_becomes_nan_all_through(intervention, bad, shape):
+    update = torch.ones(shape)
+    update[0, 1] = bad
+    found = intervention(update)
+    assert found.shape == shape
+    assert found.isnan().all()
+
+
+def test_a_flattened_weight_shares_the_memory_of_the_weight():
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for p in weights(layout):
+            matrix = flatten(p.detach())
+            assert matrix.shape == models.flat_shape(p)
+            assert matrix.data_ptr() == p.data_ptr()
+
+
+# ---- the optimisers of a run ----
+
+
+def make(tiny, **options):
+    config = tiny(**{"architecture": "cnn4", "normalization": "batch", "width": 4, **options})
+    net = models.build(config, (1, 8, 8), 10, gen())
+    return net, optim.build(net, config)
+
+
+def names(net, params):
+    by_id = {id(p): name for name, p in net.named_parameters()}
+    return sorted(by_id[id(p)] for p in params)
+
+
+def test_sgd_takes_every_parameter_and_decays_forward_weights_alone(tiny):
+    net, (sgd,) = make(tiny, optimizer="sgd", weight_decay=0.1, momentum=0.8)
+    decayed, rest = sgd.param_groups
+    assert type(sgd) is MomentumSGD
+    assert names(net, decayed["params"]) == [
+        "conv1.weight",
+        "conv2.weight",
+        "conv3.weight",
+        "conv4.weight",
+        "head.weight",
+    ]
+    assert sorted(names(net, decayed["params"]) + names(net, rest["params"])) == sorted(dict(net.named_parameters()))
+    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
+    assert decayed["momentum"] == rest["momentum"] == 0.8
+
+
+@pytest.mark.parametrize("classifier", ["muon", "auxiliary"])
+def test_muon_takes_forward_weights_and_adamw_the_rest(tiny, classifier):
+    options = {"lr": 0.02, "weight_decay": 0.1, "auxiliary_lr": 0.007, "classifier": classifier, "ns_steps": 3}
+    net, (muon, adamw) = make(tiny, optimizer="muon", shape_factor="match_rms_adamw", **options)
+    convolutions = ["conv1.weight", "conv2.weight", "conv3.weight", "conv4.weight"]
+    expected = convolutions + (["head.weight"] if classifier == "muon" else [])
+    assert names(net, muon.weights) == expected
+    assert names(net, adamw.param_groups[0]["params"]) == sorted(set(dict(net.named_parameters())) - set(expected))
+    assert type(adamw) is torch.optim.AdamW
+    assert (adamw.param_groups[0]["lr"], adamw.param_groups[0]["weight_decay"]) == (0.007, 0.0)
+    found = {key: muon.param_groups[0][key] for key in ("lr", "weight_decay", "ns_steps", "adjust_lr_fn")}
+    assert found == {"lr": 0.02, "weight_decay": 0.1, "ns_steps": 3, "adjust_lr_fn": "match_rms_adamw"}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_one_step_of_a_run_moves_every_parameter(tiny, optimizer):
+    net, optimizers = make(tiny, optimizer=optimizer)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    net(torch.randn(8, 1, 8, 8, generator=gen())).square().sum().backward()
+    for each in optimizers:
+        each.step()
+    unmoved = [name for name, p in net.named_parameters() if torch.equal(p.detach(), before[name])]
+    assert unmoved == []
+
+
+def test_interventions_of_a_run_are_those_of_its_config(tiny):
+    update = torch.randn(16, 20, generator=gen())
+    for options, expected in (
+        ({"update": "top_r", "rank": 3}, top_r(update, 3)),
+        ({"update": "full_rank", "norm": "frobenius"}, full_rank(update, "frobenius")),
+        ({"update": "full_rank", "norm": "spectral"}, full_rank(update, "spectral")),
+    ):
+        _, (sgd,) = make(tiny, **options)
+        assert torch.equal(sgd.intervention(update), expected)
+    assert make(tiny, update="full")[1][0].intervention is None
+
+
+def test_a_rank_beyond_a_matrix_is_refused_naming_the_layer(tiny, one_sentence):
+    make(tiny, update="top_r", rank=4)  # conv1 is 4 x 9
+    with pytest.raises(InputError) as caught:
+        make(tiny, update="top_r", rank=5)
+    one_sentence(caught.value, "rank is 5", "4 x 9", "'conv1'")

@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from rankcollapse import ranks
+from rankcollapse.ranks import MEASURES, from_gram, measures, singular_values
+
+spectra = hnp.arrays(np.float64, st.integers(1, 12), elements=st.floats(0, 1e6)).filter(lambda s: s.max() > 1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("shape", [(40, 7), (7, 40), (12, 12), (1, 5), (5, 1)])
+def test_singular_values_are_those_of_numpy(shape, dtype, tolerance):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    found = singular_values(matrix)
+    assert found.dtype == np.float64
+    assert (np.diff(found) <= 0).all()
+    np.testing.assert_allclose(found, np.linalg.svd(matrix.numpy(), compute_uv=False), rtol=tolerance)
+
+
+@given(
+    hnp.arrays(
+        np.float32,
+        hnp.array_shapes(min_dims=2, max_dims=2, max_side=9),
+        elements=st.floats(width=32, min_value=-(2.0**99), max_value=2.0**99),
+    )
+)
+def test_singular_values_of_any_matrix_are_numpys_to_the_resolution_of_a_gram_matrix(matrix):
+    expected = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
+    np.testing.assert_allclose(singular_values(torch.from_numpy(matrix)), expected, rtol=1e-7, atol=1e-7 * expected[0])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_matrix_that_is_not_finite_has_nan_singular_values(bad):
+    matrix = torch.ones(3, 5)
+    matrix[1, 2] = bad
+    found = singular_values(matrix)
+    assert found.shape == (3,)
+    assert np.isnan(found).all()
+
+
+def test_from_gram_gives_the_singular_values_of_the_factor():
+    a = np.random.default_rng(0).standard_normal((4, 9))
+    np.testing.assert_allclose(from_gram(torch.from_numpy(a @ a.T)), np.linalg.svd(a, compute_uv=False), rtol=1e-12)
+
+
+def test_from_gram_takes_rounding_below_zero_as_zero():
+    found = from_gram(torch.diag(torch.tensor([4.0, -1e-9])))
+    assert found.tolist() == [2.0, 0.0]
+
+
+# ---- measures ----
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 64])
+def test_n_equal_values_have_rank_n_by_every_measure(n):
+    assert measures(np.full(n, 0.3)) == pytest.approx(dict.fromkeys(MEASURES, n))
+
+
+def test_a_single_value_has_rank_one_by_every_measure():
+    assert measures(np.array([7.0, 0.0, 0.0])) == pytest.approx(dict.fromkeys(MEASURES, 1))
+
+
+def test_two_and_one_by_hand():
+    assert measures(np.array([2.0, 1.0])) == pytest.approx(
+        {
+            "entropy_s": 3 / 2 ** (2 / 3),  # p = 2/3, 1/3: (3/2)^(2/3) 3^(1/3)
+            "entropy_s2": 5 / 4 ** (4 / 5),  # p = 4/5, 1/5: (5/4)^(4/5) 5^(1/5)
+            "participation_ratio": 25 / 17,  # (4 + 1)² / (16 + 1)
+            "stable_rank": 5 / 4,  # (4 + 1) / 4
+        }
+    )
+
+
+def test_three_two_two_one_by_hand():
+    assert measures(np.array([3.0, 2.0, 2.0, 1.0])) == pytest.approx(
+        {
+            "entropy_s": 8 / (27 * 16) ** (1 / 8),  # p = 3/8, 2/8, 2/8, 1/8: Π p^-p = 8 / (3³ 2² 2²)^(1/8)
+            "entropy_s2": 18 / (9**9 * 4**8) ** (1 / 18),  # p = 9, 4, 4, 1 over 18
+            "participation_ratio": 18**2 / (81 + 16 + 16 + 1),
+            "stable_rank": 18 / 9,
+        }
+    )
+
+
+@given(spectra)
+def test_every_measure_is_between_one_and_the_number_of_values(s):
+    for name, value in measures(s).items():
+        assert 1 - 1e-9 <= value <= len(s) + 1e-9, name
+
+
+@given(spectra, st.floats(1e-60, 1e60))
+def test_measures_do_not_depend_on_scale(s, scale):
+    assert measures(scale * s) == pytest.approx(measures(s), rel=1e-9)
+
+
+@given(spectra, st.randoms(use_true_random=False))
+def test_measures_depend_neither_on_order_nor_on_zeros(s, random):
+    shuffled = np.array(random.sample([*s, 0.0, 0.0], len(s) + 2))
+    assert measures(shuffled) == pytest.approx(measures(s), rel=1e-9)
+
+
+@given(spectra)
+def test_the_measures_are_ordered_as_renyi_entropies_are(s):
+    found = measures(s)
+    assert found["entropy_s2"] >= found["participation_ratio"] - 1e-9
+    assert found["participation_ratio"] >= found["stable_rank"] - 1e-9
+    assert found["entropy_s"] >= found["entropy_s2"] - 1e-9
+
+
+def test_a_spectrum_of_zeros_has_rank_zero():
+    assert measures(np.zeros(3)) == dict.fromkeys(MEASURES, 0.0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_spectrum_that_is_not_finite_has_nan_ranks(bad):
+    found = measures(np.array([1.0, bad]))
+    assert found.keys() == MEASURES.keys()
+    assert np.isnan(list(found.values())).all()
+
+
+def test_measures_are_the_named_functions_of_the_spectrum():
+    s = np.array([3.0, 2.0, 0.5, 0.0])
+    for name, measure in MEASURES.items():
+        assert measure is getattr(ranks, name)
+        assert measures(s)[name] == pytest.approx(measure(s))
