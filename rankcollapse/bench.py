@@ -19,7 +19,7 @@ from rankcollapse.train import autocast, environment, fit, make_model, make_prob
 
 SHARED = {"dataset": "cifar10", "train_images": 10_000, "validation_images": 2_000, "precision": "bfloat16", "flip": True}
 NETWORKS = {
-    "mlp, 3 x 256": RunConfig(**SHARED, architecture="mlp", width=256, depth=3, epochs=8),
+    "mlp, 3 x 256": RunConfig(**SHARED, architecture="mlp", width=256, depth=3, epochs=8, gradient_every=12),
     "cnn4": RunConfig(**SHARED, architecture="cnn4", width=32, epochs=12),
     "cnn4, BN": RunConfig(**SHARED, architecture="cnn4", width=32, epochs=12, normalization="batch"),
     "resnet18, width 16, BN": RunConfig(

@@ -131,9 +131,14 @@ class FeedbackConv2d(nn.Conv2d):
 
 
 FEEDBACK_LAYERS = {nn.Linear: FeedbackLinear, nn.Conv2d: FeedbackConv2d}
-# A table that no error passes through, or an elementwise scale that it passes exactly. Any other matrix-valued weight
-# would send the error back through its own transpose.
+# A table that no error passes through, or an elementwise scale that it passes exactly.
 _EXACT = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm)
+# These send the error back through their own weights, and no rule reaches those. Subclasses of the first two may use
+# their weights in any way.
+_UNREACHED = (
+    nn.Linear, nn.Conv2d, nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+    nn.Bilinear, nn.RNNBase, nn.MultiheadAttention,
+)  # fmt: skip
 
 
 def convert(
@@ -151,22 +156,22 @@ def convert(
     """
     if rule not in RULES:
         raise ValueError(f"rule is {rule!r}; it must be one of {', '.join(RULES)}")
-    layers = {name: module for name, module in model.named_modules() if type(module) in FEEDBACK_LAYERS}
+    if rule != "bp" and generator is None:
+        raise ValueError(f"rule {rule!r} draws feedback weights: pass generator=torch.Generator().manual_seed(...)")
+    layers = []
     for name, module in model.named_modules():
         if type(module) in FEEDBACK_LAYERS.values():
             raise ValueError(f"layer {name or 'model'!r} has feedback weights already; convert a fresh model")
-        own = [key for key, p in module.named_parameters(recurse=False) if sum(n > 1 for n in p.shape) > 1]
-        if rule != "bp" and own and name not in layers and not isinstance(module, _EXACT):
-            raise ValueError(
-                f"layer {name or 'model'!r} is a {type(module).__name__} with the weight {own[0]!r} that rule "
-                f"{rule!r} cannot reach: only nn.Linear and nn.Conv2d themselves have feedback weights"
-            )
-    if rule != "bp" and generator is None:
-        raise ValueError(f"rule {rule!r} draws feedback weights: pass generator=torch.Generator().manual_seed(...)")
-    for name, layer in layers.items():
-        if layer.weight.is_meta or isinstance(layer.weight, nn.UninitializedParameter):
+        if any(p.is_meta or nn.parameter.is_lazy(p) for p in module.parameters(recurse=False)):
             raise ValueError(f"layer {name or 'model'!r} has no weights yet: initialise the model, then convert it")
-    for layer in layers.values():
+        if type(module) in FEEDBACK_LAYERS:
+            layers.append(module)
+        elif rule != "bp" and _unreached(module):
+            raise ValueError(
+                f"layer {name or 'model'!r} is a {type(module).__name__}, whose weights rule {rule!r} cannot reach: only "
+                "nn.Linear and nn.Conv2d themselves have feedback weights"
+            )
+    for layer in layers:
         feedback = RULES[rule](layer, init, generator)
         if feedback is not None:
             layer.__class__ = FEEDBACK_LAYERS[type(layer)]
@@ -174,6 +179,13 @@ def convert(
             # Laid out in memory as W is: a product with B then costs what one with W costs.
             layer.register_buffer("feedback", torch.empty_like(layer.weight.detach()).copy_(feedback))
     return model
+
+
+def _unreached(module: nn.Module) -> bool:
+    """Whether an error would travel through weights of this module's own that are no feedback weights."""
+    own = [p.shape for p in module.parameters(recurse=False)]
+    matrix = any(sum(n > 1 for n in shape) > 1 for shape in own)
+    return isinstance(module, _UNREACHED) or (matrix and not isinstance(module, _EXACT))
 
 
 def feedback_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -7,9 +7,7 @@ import sys
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 
-# The package stands beside the Snakefile; in a conda environment nothing has installed it.
 sys.path.insert(0, workflow.basedir)
-shell.prefix(f"set -euo pipefail; export PYTHONPATH={workflow.basedir!r}; ")
 
 from rankcollapse import gpus, grid
 from rankcollapse.config import InputError
@@ -40,7 +38,9 @@ def start_lines():
     hours = sum(grid.seconds(run, STUDIES[run.study], device) for run in RUNS.values()) / jobs / 3600
     disk = sum(STUDIES[run.study]["cost"]["disk_mb"] for run in RUNS.values())
     where = f"{len(GPUS)} GPUs" if device == "cuda" else f"{os.cpu_count()} CPU cores"
-    time = f"{60 * hours:.0f} minutes" if hours < 2 else f"{hours:.0f} hours" if hours < 100 else f"{hours / 24:.0f} days"
+    time = (
+        f"{60 * hours:.0f} minutes" if hours < 2 else f"{hours:.0f} hours" if hours < 100 else f"{hours / 24:.0f} days"
+    )
     lines = [
         f"rankcollapse, preset {config['preset']}: {config.get('title', '')}",
         f"  {len(RUNS)} training runs on {where}: about {time} for all of them, {disk / 1000:.1f} GB of disk below {RESULTS}",
@@ -57,7 +57,9 @@ def planned(wildcards):
     """The run that a training job's wildcards name."""
     name = RUN_NAME.format(**wildcards)
     if name not in RUNS:
-        raise WorkflowError(f"{name} is not a run of preset {config['preset']}: its study, arm or seed is not in the config.")
+        raise WorkflowError(
+            f"{name} is not a run of preset {config['preset']}: its study, arm or seed is not in the config."
+        )
     return RUNS[name]
 
 
@@ -90,8 +92,13 @@ def minutes(wildcards):
     return 10 + round(3 * grid.seconds(run, STUDIES[run.study], "cuda" if on_gpu else "cpu") / 60)
 
 
-USE_CONDA = uses_conda()
-PYTHON = "python" if USE_CONDA else sys.executable
+# The package stands beside the Snakefile; in a conda environment nothing has installed it. Without conda, `python` is
+# the one that runs snakemake, whether or not its environment is activated.
+PATHS = f"export PYTHONPATH={workflow.basedir!r}; "
+if not uses_conda():
+    PATHS += f"export PATH={os.path.dirname(sys.executable)!r}:$PATH; "
+shell.prefix(f"set -euo pipefail; {PATHS}")
+
 RUNS = plan_runs()
 STUDIES = {study["name"]: study for study in config["studies"]}
 RESULTS = f"results/{config['preset']}"

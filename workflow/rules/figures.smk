@@ -32,8 +32,8 @@ rule figure:
         runtime=15,
     params:
         grid=lambda wildcards: figure_grid(wildcards.figure),
-        tables=f"{RESULTS}/tables",
-        out=f"{FIGURES}/{{figure}}",
+        tables=lambda wildcards, input: os.path.dirname(input.tables[0]),
+        out=lambda wildcards, output: os.path.splitext(output.svg)[0],
     shell:
-        "{PYTHON} {input.script} --tables {params.tables} --grid {params.grid:q} --out {params.out}"
+        "python {input.script} --tables {params.tables} --grid {params.grid:q} --out {params.out}"
         " 2>&1 | tee {log:q} >&2"

@@ -20,10 +20,10 @@ rule provenance:
         mem_mb=1000,
         runtime=15,
     params:
-        runs=f"{RESULTS}/tables/runs.csv",
+        runs=lambda wildcards, input: input.tables[0],
         about=json.dumps({"preset": config["preset"], "title": config.get("title", "")}),
     shell:
-        "{PYTHON} {input.script} --runs {params.runs} --plan {input.plan} --about {params.about:q} --out {output}"
+        "python {input.script} --runs {params.runs} --plan {input.plan} --about {params.about:q} --out {output}"
         " 2>&1 | tee {log:q} >&2"
 
 
@@ -63,4 +63,4 @@ rule paper:
             }
         ),
     shell:
-        "{PYTHON} {input.script} {input.text} --inputs {params.inputs:q} --out {output} 2>&1 | tee {log:q} >&2"
+        "python {input.script} {input.text} --inputs {params.inputs:q} --out {output} 2>&1 | tee {log:q} >&2"

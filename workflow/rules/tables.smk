@@ -22,9 +22,9 @@ rule collect:
         runtime=60,
     params:
         runs=f"{RESULTS}/runs",
-        out=f"{RESULTS}/tables",
+        out=lambda wildcards, output: os.path.dirname(output[0]),
     shell:
-        "{PYTHON} {input.script} --plan {input.plan} --runs {params.runs} --out {params.out} 2>&1 | tee {log:q} >&2"
+        "python {input.script} --plan {input.plan} --runs {params.runs} --out {params.out} 2>&1 | tee {log:q} >&2"
 
 
 rule summarise:
@@ -69,10 +69,10 @@ rule summarise:
         mem_mb=2000,
         runtime=15,
     params:
-        tables=f"{RESULTS}/tables",
-        out=f"{RESULTS}/summary",
+        tables=lambda wildcards, input: os.path.dirname(input.tables[0]),
+        out=lambda wildcards, output: os.path.dirname(output[0]),
     shell:
-        "{PYTHON} {input.script} --tables {params.tables} --published {input.published} --out {params.out}"
+        "python {input.script} --tables {params.tables} --published {input.published} --out {params.out}"
         " 2>&1 | tee {log:q} >&2"
 
 
@@ -100,7 +100,7 @@ rule claims:
         mem_mb=2000,
         runtime=15,
     params:
-        tables=f"{RESULTS}/tables",
+        tables=lambda wildcards, input: os.path.dirname(input.tables[0]),
     shell:
-        "{PYTHON} {input.script} --claims {input.claims} --tables {params.tables} --out {output}"
+        "python {input.script} --claims {input.claims} --tables {params.tables} --out {output}"
         " 2>&1 | tee {log:q} >&2"

@@ -23,7 +23,6 @@ rule plan:
     params:
         runs=[{"study": r.study, "arm": r.arm, **r.values()} for r in RUNS.values()],
         disk_mb=sum(STUDIES[r.study]["cost"]["disk_mb"] for r in RUNS.values()),
-        library=workflow.basedir,
     script:
         "../scripts/plan.py"
 
@@ -56,8 +55,9 @@ rule train:
         runtime=minutes,
     params:
         config=lambda wildcards: json.dumps(planned(wildcards).values()),
+        out=lambda wildcards, output: os.path.dirname(output[0]),
         slots=config.get("gpu_slots", 1),
     shell:
-        "echo {params.config:q} | {PYTHON} -m rankcollapse train - --out $(dirname {output[0]:q})"
+        "echo {params.config:q} | python -m rankcollapse train - --out {params.out}"
         " --name {wildcards.study}/{wildcards.dataset}/{wildcards.arm}/seed{wildcards.seed}"
         " --threads {threads} --gpu-slots {params.slots} 2>&1 | tee {log:q} >&2"

@@ -4,7 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
-sys.path.insert(0, snakemake.params.library)  # noqa: F821
+sys.path.insert(0, str(Path(snakemake.scriptdir).parents[1]))  # noqa: F821
 
 import pandas as pd
 
