@@ -4,7 +4,7 @@
     model = rankcollapse.convert(model, rule="fa", generator=torch.Generator().manual_seed(0))
 
 The files follow the data: `config` and `grid` say what to run, `data` and `models` make its parts, `feedback`
-changes the backward pass, `optim` the update, `probes` and `ranks` measure, and `train` makes one run of it all.
+changes the backward pass, `optim` the update, `probes` and `ranks` measure, and `training` makes one run of it all.
 """
 
 import importlib
@@ -26,8 +26,8 @@ _HOME = {
     "FlatMuon": "optim",
     "MEASURES": "ranks",
     "singular_values": "ranks",
-    "train": "train",
-    "load_checkpoint": "train",
+    "train": "training",
+    "load_checkpoint": "training",
 }
 __all__ = sorted(_HOME)
 
@@ -36,5 +36,5 @@ def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module 'rankcollapse' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"rankcollapse.{_HOME[name]}"), name)
-    globals()[name] = value  # over the submodule of the same name, `train`
+    globals()[name] = value
     return value

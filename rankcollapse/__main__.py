@@ -44,7 +44,7 @@ def _train(args: argparse.Namespace) -> None:
     with gpus.claim(args.gpu_slots if config.device != "cpu" else 0):
         import torch  # only now: it reads CUDA_VISIBLE_DEVICES once
 
-        from rankcollapse.train import train
+        from rankcollapse.training import train
 
         if args.threads:
             torch.set_num_threads(args.threads)
@@ -71,7 +71,9 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
 
     train = commands.add_parser("train", help="train one run and write its folder")
-    train.add_argument("config", metavar="CONFIG", help="YAML or JSON file with the keys of RunConfig; - for standard input")
+    train.add_argument(
+        "config", metavar="CONFIG", help="YAML or JSON file with the keys of RunConfig; - for standard input"
+    )
     train.add_argument("--out", required=True, metavar="DIR", help="run folder to write")
     train.add_argument("--name", help="name in the progress lines; the folder otherwise")
     train.add_argument("--threads", type=int, help="CPU threads; torch's choice otherwise")

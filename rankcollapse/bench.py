@@ -15,9 +15,15 @@ import torch.nn.functional as F
 from rankcollapse import data as datasets
 from rankcollapse import optim
 from rankcollapse.config import RunConfig
-from rankcollapse.train import autocast, environment, fit, make_model, make_probes, pick_device
+from rankcollapse.training import autocast, environment, fit, make_model, make_probes, pick_device
 
-SHARED = {"dataset": "cifar10", "train_images": 10_000, "validation_images": 2_000, "precision": "bfloat16", "flip": True}
+SHARED = {
+    "dataset": "cifar10",
+    "train_images": 10_000,
+    "validation_images": 2_000,
+    "precision": "bfloat16",
+    "flip": True,
+}
 NETWORKS = {
     "mlp, 3 x 256": RunConfig(**SHARED, architecture="mlp", width=256, depth=3, epochs=8, gradient_every=12),
     "cnn4": RunConfig(**SHARED, architecture="cnn4", width=32, epochs=12),
@@ -75,7 +81,9 @@ def _fake(config: RunConfig, device: torch.device) -> datasets.Data:
         return datasets.Split(images, torch.randint(0, classes, (n,), generator=g)).to(device)
 
     mean, std = (255 * torch.tensor(values, device=device) for values in datasets.PIXELS[config.dataset])
-    return datasets.Data(split(config.images), split(config.validation_images), split(100), mean, std, config.channels_last)
+    return datasets.Data(
+        split(config.images), split(config.validation_images), split(100), mean, std, config.channels_last
+    )
 
 
 def _stepper(config: RunConfig, device: torch.device) -> Callable[[], None]:

@@ -3,10 +3,14 @@
 Every key, its unit and its bounds stand in `config.schema.yaml`; here are the names, the types and the defaults.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
+import json
+import re
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 import yaml
@@ -69,10 +73,13 @@ class RunConfig:
     def __post_init__(self):
         check_against_schema(dataclasses.asdict(self), "run", "run config")
         available = TRAIN_IMAGES[self.dataset] - self.validation_images
+        has = f"{self.dataset} has {TRAIN_IMAGES[self.dataset]} training images"
+        if available <= 0:
+            raise InputError(f"validation_images is {self.validation_images}, but {has}; it must be less")
         if self.train_images is not None and self.train_images > available:
             raise InputError(
-                f"train_images is {self.train_images}, more than {self.dataset} has: {TRAIN_IMAGES[self.dataset]} "
-                f"training images less validation_images {self.validation_images} leave {available}"
+                f"train_images is {self.train_images}, but {has}, which less validation_images "
+                f"{self.validation_images} leave {available}; it must be that or less"
             )
         if self.images < self.batch_size:
             raise InputError(f"batch_size is {self.batch_size}, more than the {self.images} training images")
@@ -117,9 +124,16 @@ def run_config(values: dict) -> RunConfig:
 def read(path: Path | str) -> dict:
     """The mapping in a YAML or JSON file. Raises InputError if it cannot be read as one."""
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        text = Path(path).read_text()
+        with contextlib.suppress(json.JSONDecodeError):  # first, since YAML reads JSON's 1e-05 as text
+            return _mapping(json.loads(text), path)
+        values = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    return _mapping(values, path)
+
+
+def _mapping(values: object, path: Path | str) -> dict:
     if not isinstance(values, dict):
         raise InputError(f"{path} holds {type(values).__name__}, not a mapping of keys to values")
     return values
@@ -132,17 +146,41 @@ def schema() -> dict:
 
 @functools.cache
 def _validator(definition: str | None):
-    from jsonschema import Draft202012Validator  # a tenth of a second that `import rankcollapse` need not pay
+    from jsonschema import (
+        Draft202012Validator,
+        validators,
+    )  # a tenth of a second that `import rankcollapse` need not pay
 
+    # Stricter than JSON: 2.0 is no whole number, and NaN and infinity are no numbers.
+    types = Draft202012Validator.TYPE_CHECKER.redefine_many(
+        {
+            "integer": lambda _, value: isinstance(value, int) and not isinstance(value, bool),
+            "number": lambda _, value: (
+                isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+            ),
+        }
+    )
     whole = schema()
-    return Draft202012Validator(whole if definition is None else {"$ref": f"#/$defs/{definition}", "$defs": whole["$defs"]})
+    part = whole if definition is None else {"$ref": f"#/$defs/{definition}", "$defs": whole["$defs"]}
+    return validators.extend(Draft202012Validator, type_checker=types)(part)
 
 
 def check_against_schema(values: dict, definition: str | None, where: str) -> None:
     """Raise InputError, one sentence, for the first thing in `values` that the schema does not allow."""
+    _check_keys(values, where)
     errors = sorted(_validator(definition).iter_errors(values), key=lambda error: (len(error.path), str(error.path)))
     if errors:
         raise InputError(f"{where}: {_sentence(errors[0])}")
+
+
+def _check_keys(values: object, where: str) -> None:
+    """JSON has text keys alone; YAML's others would break the validator itself."""
+    inner = values.values() if isinstance(values, dict) else values if isinstance(values, list) else ()
+    for key in values if isinstance(values, dict) else ():
+        if not isinstance(key, str):
+            raise InputError(f"{where}: unknown key '{key}'; keys are text, and this is of type {type(key).__name__}")
+    for value in inner:
+        _check_keys(value, where)
 
 
 def _sentence(error) -> str:
@@ -168,4 +206,6 @@ def _sentence(error) -> str:
         "pattern": lambda v: f"must match {v}",
     }.get(error.validator, lambda _: error.message)(error.validator_value)
     about = error.schema.get("description", "")
+    if isinstance(error.instance, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", error.instance):
+        about = "YAML reads a number with an exponent only with a point: " + re.sub("[eE]", ".0e", error.instance)
     return f"{key} is {error.instance!r}; it {wants}" + (f" ({about})" if about else "")

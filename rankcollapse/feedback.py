@@ -43,10 +43,13 @@ RULES: dict[str, Callable[[nn.Module, Init | None, torch.Generator], Tensor | No
 
 # ---- the backward passes ----
 
+_convolution_backward = torch.ops.aten.convolution_backward.default  # looked up once: a step calls it per layer
+
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, feedback, bias):
+        x, weight, bias = _autocast(x, weight, bias)
         ctx.save_for_backward(x, feedback)
         return F.linear(x, weight, bias)
 
@@ -55,7 +58,7 @@ class _Linear(torch.autograd.Function):
         x, feedback = ctx.saved_tensors
         need_x, need_weight, _, need_bias = ctx.needs_input_grad
         rows = delta.reshape(-1, delta.shape[-1])
-        grad_x = (rows @ feedback).view(x.shape) if need_x else None
+        grad_x = (rows @ feedback.to(delta.dtype)).view(x.shape) if need_x else None
         grad_weight = rows.t() @ x.reshape(-1, x.shape[-1]) if need_weight else None
         grad_bias = rows.sum(0) if need_bias else None
         return grad_x, grad_weight, None, grad_bias
@@ -64,32 +67,31 @@ class _Linear(torch.autograd.Function):
 class _Conv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, feedback, bias, stride, padding, dilation, groups):
+        x, weight, bias = _autocast(x, weight, bias)
         ctx.save_for_backward(x, feedback)
-        ctx.geometry = stride, padding, dilation, groups
+        ctx.geometry = stride, padding, dilation, False, (0, 0), groups
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
     @staticmethod
     def backward(ctx, delta):
         x, feedback = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.geometry
         need_x, need_weight, _, need_bias = ctx.needs_input_grad[:4]
         # One call for all three: the gradient of the weight does not depend on the weight handed in, so giving B
         # costs what backpropagation costs.
-        grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-            delta, x, feedback, [feedback.shape[0]] if need_bias else None,
-            stride, padding, dilation, False, [0, 0], groups, [need_x, need_weight, need_bias],
-        )  # fmt: skip
+        grad_x, grad_weight, grad_bias = _convolution_backward(
+            delta, x, feedback.to(delta.dtype), feedback.shape[:1], *ctx.geometry, (need_x, need_weight, need_bias)
+        )
         return grad_x, grad_weight, None, grad_bias, None, None, None, None
 
 
-def _autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors as autocast would cast them for a matrix product; done outside the Functions, so that autograd casts
-    the gradients back to the parameters' own type."""
+def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The tensors as autocast would cast them for a matrix product. It is on in the forward pass of a Function and off
+    in the backward pass; there autograd casts each gradient back to its tensor's own type."""
     device = x.device.type
     if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
-        return x, *others
+        return x, weight, bias
     dtype = torch.get_autocast_dtype(device)
-    return x.to(dtype), *(None if t is None else t.to(dtype) for t in others)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 # ---- the layers. Where a layer's input needs no gradient, no error is sent through it and B has no part. ----
@@ -101,7 +103,7 @@ class FeedbackLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if not x.requires_grad:
             return super().forward(x)
-        return _Linear.apply(*_autocast(x, self.weight, self.feedback, self.bias))
+        return _Linear.apply(x, self.weight, self.feedback, self.bias)
 
 
 class FeedbackConv2d(nn.Conv2d):
@@ -113,11 +115,10 @@ class FeedbackConv2d(nn.Conv2d):
         padding = self.padding
         if self.padding_mode != "zeros" or isinstance(padding, str):
             x, padding = self._pad(x), (0, 0)  # a copy of pixels: autograd passes the error back through it exactly
-        x, weight, feedback, bias = _autocast(x, self.weight, self.feedback, self.bias)
-        geometry = self.stride, padding, self.dilation, self.groups
+        layer = self.weight, self.feedback, self.bias, self.stride, padding, self.dilation, self.groups
         if x.dim() == 3:  # one image without a batch dimension
-            return _Conv2d.apply(x.unsqueeze(0), weight, feedback, bias, *geometry).squeeze(0)
-        return _Conv2d.apply(x, weight, feedback, bias, *geometry)
+            return _Conv2d.apply(x.unsqueeze(0), *layer).squeeze(0)
+        return _Conv2d.apply(x, *layer)
 
     def _pad(self, x: Tensor) -> Tensor:
         if self.padding == "valid":

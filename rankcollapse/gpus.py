@@ -37,7 +37,7 @@ def claim(slots: int) -> Iterator[str | None]:
     while True:
         for slot in range(slots):  # fill every GPU once before any is shared
             for gpu in gpus:
-                with open(folder / f"{gpu}.{slot}.lock", "w") as lock:
+                with open(folder / f"{gpu.replace('/', '-')}.{slot}.lock", "w") as lock:
                     try:
                         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     except BlockingIOError:

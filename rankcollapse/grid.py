@@ -43,6 +43,11 @@ def _study(config: dict, study: dict) -> list[Run]:
             raise InputError(f"config: study {study['name']!r} has the unknown arm {arm!r}; the arms are {known}")
         # The more special wins: a run's defaults, the study, the arm, the arm within the study.
         values = {**config["run"], **study.get("run", {}), **config["arms"][arm].get("run", {}), **overrides}
+        for key in ("dataset", "seed"):
+            if key in values:
+                raise InputError(
+                    f"config: study {study['name']!r} sets {key!r} in a run; the grid does, by {key + 's'!r}"
+                )
         for dataset in study["datasets"]:
             for seed in config["seeds"]:
                 try:

@@ -122,9 +122,14 @@ class FlatMuon(torch.optim.Muon):
         )
 
     def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for weight, view in zip(self.weights, self.param_groups[0]["params"], strict=True):
             view.grad = None if weight.grad is None else _columns(weight, weight.grad)
-        return super().step(closure)
+        super().step()
+        return loss
 
     def zero_grad(self, set_to_none: bool = True):
         for weight in self.weights:

@@ -4,6 +4,7 @@ A probe leaves training as it was, to the bit: it draws from no generator of the
 running statistics of batch norm back.
 """
 
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -206,7 +207,9 @@ def _untouched(model: nn.Module) -> Iterator[None]:
 
 def save_spectra(path: Path | str, spectra: list[Spectrum]) -> None:
     """All spectra of a run in one file of plain arrays, the values end to end in float32."""
-    columns = {key: np.array([getattr(s, key) for s in spectra]) for key in ("quantity", "layer", "scope", "step", "rows")}
+    columns = {
+        key: np.array([getattr(s, key) for s in spectra]) for key in ("quantity", "layer", "scope", "step", "rows")
+    }
     lengths = np.array([len(s.values) for s in spectra], dtype=np.int64)
     values = np.concatenate([s.values for s in spectra]).astype(np.float32) if spectra else np.empty(0, np.float32)
     files.write(path, lambda temporary: np.savez_compressed(temporary, **columns, length=lengths, values=values))
@@ -219,5 +222,7 @@ def read_spectra(path: Path | str) -> list[Spectrum]:
             parts = np.split(file["values"].astype(np.float64), np.cumsum(file["length"])[:-1])
             columns = [file[key].tolist() for key in ("quantity", "layer", "scope", "step", "rows")]
             return [Spectrum(*row, values) for *row, values in zip(*columns, parts, strict=False)]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is not a readable spectra file ({error}): delete its run folder to train it anew") from error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path} is not a readable spectra file ({error}): delete its run folder to train it anew"
+        ) from error

@@ -9,7 +9,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 import yaml
 
 from rankcollapse import __main__ as cli
@@ -133,11 +132,14 @@ def errors(text):
 
 
 def test_no_space_ends_with_code_3_and_one_line(config_file, tmp_path, capsys, monkeypatch, one_sentence):
-    def full(content, path):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device", str(path))
+    rename = os.replace
 
-    monkeypatch.setattr(torch, "save", full)
+    def full(source, target):
+        if "checkpoint" in str(target):
+            raise OSError(28, "No space left on device", str(source))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
     assert main(["train", str(config_file), "--out", str(tmp_path / "run")]) == 3
     (line,) = errors(capsys.readouterr().err)
     one_sentence(line, "rankcollapse: ", "checkpoint", "No space left on device", "the same command again")

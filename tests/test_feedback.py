@@ -80,6 +80,40 @@ def assert_exact_feedback_is_backpropagation(plain, x, like=None):
     return converted
 
 
+# ---- the nets ----
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # The count that every CIFAR ResNet-18 has.
+        ({"architecture": "resnet18", "width": 64, "normalization": "batch"}, 11_173_962),
+        # Convolutions of 27, 288, 576 and 576 entries per output, their norms, and a classifier of 128 x 2 x 2 inputs.
+        (
+            {"architecture": "cnn4", "width": 32, "normalization": "batch"},
+            27 * 32 + 288 * 64 + 576 * 64 + 576 * 128 + 2 * (32 + 64 + 64 + 128) + 512 * 10 + 10,
+        ),
+        ({"architecture": "mlp", "width": 7, "depth": 2}, 3072 * 7 + 7 + 7 * 7 + 7 + 7 * 10 + 10),
+        ({"architecture": "mlp", "width": 7, "depth": 1, "normalization": "batch"}, 3072 * 7 + 2 * 7 + 7 * 10 + 10),
+    ],
+    ids=lambda value: value["architecture"] if isinstance(value, dict) else None,
+)
+def test_nets_have_the_parameters_counted_by_hand(tiny, options, expected):
+    net = models.skeleton(tiny(**options), (3, 32, 32), 10)
+    assert sum(p.numel() for p in net.parameters()) == expected
+
+
+def test_resnet18_computes_what_torchvisions_computes_with_the_same_stem(tiny):
+    """Weights carried over in order: the two nets list their layers alike."""
+    theirs = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [2, 2, 2, 2], num_classes=10)
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    ours = models.build(tiny(architecture="resnet18", normalization="batch", width=64), (3, 16, 16), 10, gen())
+    values = list(ours.state_dict().values())
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), values, strict=True)))
+    x = torch.randn(2, 3, 16, 16, generator=gen(1))
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
 # ---- B = W is backpropagation, to the bit ----
 
 
@@ -454,9 +488,9 @@ def test_a_bare_matrix_parameter_is_refused(one_sentence):
             super().__init__()
             self.mixing = nn.Parameter(torch.eye(3))
 
-    with pytest.raises(ValueError, match="'mixing'") as caught:
+    with pytest.raises(ValueError, match="layer 'model' is a Net") as caught:
         convert(Net(), "fa", gen())
-    one_sentence(caught.value, "Net")
+    one_sentence(caught.value, "'fa'")
 
 
 def test_embeddings_and_norms_are_let_through():

@@ -13,14 +13,33 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-FIGURES = ["error_rank", "gradient_rank", "intervention", "remedies", "alignment", "accuracy", "accuracy_vs_rank", "curves"]
+FIGURES = [
+    "error_rank",
+    "gradient_rank",
+    "intervention",
+    "remedies",
+    "alignment",
+    "accuracy",
+    "accuracy_vs_rank",
+    "curves",
+]
 ARMS = {"mlp": ["bp", "fa", "fa+both"], "intervention": ["bp", "bp-top2", "fa-full-spectral"]}
 
 pytestmark = pytest.mark.workflow
 
 
 def copy_project(folder: Path) -> Path:
-    for name in ("rankcollapse", "workflow", "envs", "presets", "profiles", "paper", "tests", "Snakefile", "config.yaml"):
+    for name in (
+        "rankcollapse",
+        "workflow",
+        "envs",
+        "presets",
+        "profiles",
+        "paper",
+        "tests",
+        "Snakefile",
+        "config.yaml",
+    ):
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pdf"))
@@ -47,7 +66,9 @@ def planned(folder: Path, configfile: str, *arguments: str) -> dict[str, list[st
     result = snakemake(folder, "-n", "--configfile", configfile, *arguments)
     assert result.returncode == 0, result.stderr
     jobs: dict[str, list[str]] = {}
-    for rule, output in re.findall(r"^(?:local)?rule (\w+):\n.*?^    output: ([^\n]+)", result.stdout + result.stderr, re.M | re.S):
+    for rule, output in re.findall(
+        r"^(?:local)?rule (\w+):\n.*?^    output: ([^\n]+)", result.stdout + result.stderr, re.M | re.S
+    ):
         jobs.setdefault(rule, []).append(output)
     return jobs
 
@@ -147,7 +168,13 @@ def test_edited_training_code_retrains(edited):
 def test_a_lost_run_is_marked_when_missing_runs_are_allowed(edited):
     shutil.rmtree(edited / "results/tiny/runs/mlp/digits/fa/seed1")
     result = snakemake(
-        edited, "--cores", "2", "--configfile", overlay(edited, "lossy.yaml", allow_missing=True), "--forcerun", "collect"
+        edited,
+        "--cores",
+        "2",
+        "--configfile",
+        overlay(edited, "lossy.yaml", allow_missing=True),
+        "--forcerun",
+        "collect",
     )
     assert result.returncode == 0, result.stderr[-3000:]
     runs = pd.read_csv(edited / "results/tiny/tables/runs.csv").set_index(["study", "arm", "seed"])
@@ -189,11 +216,17 @@ BAD = {
     "duplicate seeds": ({"seeds": [1, 1]}, "seeds is [1, 1]; it must not hold a value twice"),
     "an unknown arm": ({"studies": study(arms={"dfa": {"lr": 0.1}})}, "unknown arm 'dfa'"),
     "an unknown rule": ({"studies": study(arm={"rule": "dfa"})}, "it must be one of bp, fa"),
-    "an unknown architecture": ({"studies": study(run={"architecture": "vgg"})}, "it must be one of mlp, cnn4, resnet18"),
+    "an unknown architecture": (
+        {"studies": study(run={"architecture": "vgg"})},
+        "it must be one of mlp, cnn4, resnet18",
+    ),
     "an unknown dataset": ({"studies": study(datasets=["mnist"])}, "it must be one of cifar10, cifar100, digits"),
     "a learning rate of 0": ({"studies": study(arm={"lr": 0})}, "lr is 0; it must be greater than 0"),
     "epochs of 0": ({"studies": study(run={"epochs": 0})}, "epochs is 0; it must be 1 or more"),
-    "a subset larger than the set": ({"studies": study(run={"train_images": 5000})}, "train_images is 5000, more than digits has"),
+    "a subset larger than the set": (
+        {"studies": study(run={"train_images": 5000})},
+        "train_images is 5000, but digits has 1437 training images",
+    ),
 }
 
 
@@ -246,10 +279,18 @@ def test_a_run_cut_off_is_not_read_as_done(edited):
 
 
 def test_the_conda_environments_have_the_versions_of_the_lock():
-    lock = dict(re.findall(r"^([\w.-]+)==([\w.+-]+)(?: ; python_full_version < '3.12')? \\", (ROOT / "requirements.lock").read_text(), re.M))
+    lock = dict(
+        re.findall(
+            r"^([\w.-]+)==([\w.+-]+)(?: ; python_full_version < '3.12')? \\",
+            (ROOT / "requirements.lock").read_text(),
+            re.M,
+        )
+    )
     for path in (ROOT / "envs").glob("*.yaml"):
         pip = yaml.safe_load(path.read_text())["dependencies"][-1]["pip"]
-        assert {name: lock.get(name) for name, _ in (pin.split("==") for pin in pip)} == dict(pin.split("==") for pin in pip)
+        assert {name: lock.get(name) for name, _ in (pin.split("==") for pin in pip)} == dict(
+            pin.split("==") for pin in pip
+        )
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -271,7 +312,13 @@ def test_the_report_holds_every_figure_with_its_caption(report, project):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_the_report_opens_in_a_browser_without_a_network(report, tmp_path):
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--virtual-time-budget=20000"]
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--virtual-time-budget=20000",
+    ]
     page = subprocess.run(
         [CHROMIUM, *flags, f"--user-data-dir={tmp_path}", "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom", report.as_uri()],
         capture_output=True, text=True, timeout=120,

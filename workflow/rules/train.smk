@@ -2,7 +2,7 @@
 
 LIBRARY = [
     f"rankcollapse/{module}.py"
-    for module in ("config", "data", "models", "feedback", "optim", "probes", "ranks", "train")
+    for module in ("config", "data", "models", "feedback", "optim", "probes", "ranks", "training")
 ]
 
 

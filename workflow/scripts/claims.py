@@ -17,7 +17,11 @@ def read_claims(path: Path) -> list[dict]:
     claims = yaml.safe_load(path.read_text())
     for claim in claims:
         wrong = sorted((set(claim) - KEYS - {"paper"}) | (KEYS - set(claim)))
-        if wrong or claim["relation"] not in ("less", "greater") or claim["source"] not in ("abstract", "summary", "ours"):
+        if (
+            wrong
+            or claim["relation"] not in ("less", "greater")
+            or claim["source"] not in ("abstract", "summary", "ours")
+        ):
             raise SystemExit(f"{path}: claim {claim.get('id')!r} has wrong or missing keys or values: {wrong or claim}")
     return claims
 
@@ -25,7 +29,9 @@ def read_claims(path: Path) -> list[dict]:
 def per_seed(claim: dict, arm: str, tables: dict[str, pd.DataFrame]) -> pd.Series:
     """The claim's quantity in one arm, a value per seed; empty where there are no such runs."""
     quantity = claim["quantity"]
-    table, column = ("runs", "test_percent") if quantity == "accuracy" else (quantity["table"], quantity.get("measure", "value"))
+    table, column = (
+        ("runs", "test_percent") if quantity == "accuracy" else (quantity["table"], quantity.get("measure", "value"))
+    )
     rows = tables[table]
     rows = rows[(rows["study"] == claim["study"]) & (rows["dataset"] == claim["dataset"]) & (rows["arm"] == arm)]
     if quantity != "accuracy":

@@ -63,9 +63,13 @@ def main() -> None:
     for name, table in collect(args.plan, args.runs).items():
         if name == "ranks":  # a hundred times the others: compressed, with no time stamp, so that equal is equal
             how = {"method": "gzip", "mtime": 0}
-            files.write(args.out / "ranks.csv.gz", lambda path, t=table, h=how: t.to_csv(path, index=False, compression=h))
+            files.write(
+                args.out / "ranks.csv.gz", lambda path, t=table, h=how: t.to_csv(path, index=False, compression=h)
+            )
         else:
-            files.write(args.out / f"{name}.csv", lambda path, t=table: t.to_csv(path, index=False, float_format="%.6g"))
+            files.write(
+                args.out / f"{name}.csv", lambda path, t=table: t.to_csv(path, index=False, float_format="%.6g")
+            )
 
 
 if __name__ == "__main__":

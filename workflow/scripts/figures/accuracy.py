@@ -12,14 +12,18 @@ def rows(axes: Axes, runs, arms: dict, grid: dict) -> None:
     for row, arm in enumerate(arms):
         mine, look = runs[runs["arm"] == arm], grid["arms"][arm]
         values = common.finished(mine)["test_accuracy"]
-        axes.plot(values, np.full(len(values), row), color=look["colour"], marker=look["marker"], linestyle="", alpha=0.6)
+        axes.plot(
+            values, np.full(len(values), row), color=look["colour"], marker=look["marker"], linestyle="", alpha=0.6
+        )
         if len(values):
             axes.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=look["colour"], linewidth=1.5)
         if len(values) > 1:
             axes.plot(values.mean() + values.std() * np.array([-1, 1]), [row, row], color=look["colour"], linewidth=0.8)
         for value in mine.loc[mine["outcome"] == "diverged", "test_accuracy"]:
             axes.add_line(common.cross(value, row, look["colour"]))
-        text = common.mean_std(100 * values, 1) if len(values) else "not in this study" if mine.empty else "none finished"
+        text = (
+            common.mean_std(100 * values, 1) if len(values) else "not in this study" if mine.empty else "none finished"
+        )
         axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=common.SMALL)
 
 

@@ -26,9 +26,10 @@ Panel = tuple[str, str]  # study, dataset
 
 WIDTH = 6.9  # inches: the text width of the paper, so that type is printed in the size given here
 SMALL = 7  # points: the smallest type
+NO_BREAK = "\u00a0"
 GREY = "#666666"
 WARNING = "#a50026"
-DATASETS = {"cifar10": ("CIFAR-10", 0.1), "cifar100": ("CIFAR-100", 0.01), "digits": ("digits", 0.1)}  # name, chance
+DATASETS = {"cifar10": ("CIFAR-10", 10), "cifar100": ("CIFAR-100", 1), "digits": ("digits", 10)}  # name, chance in %
 MEASURES = {"entropy_s": "exp H(s)", "entropy_s2": "exp H(s²)"}
 SPREAD = "Bands: ± 1 standard deviation over seeds"
 
@@ -68,17 +69,21 @@ STYLE = {
 
 
 def load(folder: Path, grid: dict) -> Tables:
-    """The tables, cut to the grid. Every row has its run's `outcome`; `epoch` is known wherever `step` is."""
+    """The tables, cut to the grid, accuracies in %. Every row has its run's `outcome`, and `epoch` wherever it has `step`."""
     tables = {path.name.split(".")[0]: pd.read_csv(path) for path in sorted(folder.glob("*.csv*"))}
     runs = tables["runs"]
     run, arm = ["study", "dataset", "arm", "seed"], ["study", "dataset", "arm"]
-    per_epoch = (tables["epochs"]["step"] / tables["epochs"]["epoch"]).groupby([tables["epochs"][k] for k in arm]).first()
+    per_epoch = (
+        (tables["epochs"]["step"] / tables["epochs"]["epoch"]).groupby([tables["epochs"][k] for k in arm]).first()
+    )
     for name, table in tables.items():
         if name != "runs":
             table = table.merge(runs[[*run, "outcome"]], on=run, how="left")
         if "step" in table and "epoch" not in table:
             table = table.join(per_epoch.rename("per_epoch"), on=arm)
             table["epoch"] = table["step"] / table.pop("per_epoch")
+        accuracies = [column for column in table if column.endswith("_accuracy")]
+        table[accuracies] *= 100
         tables[name] = table[table["arm"].isin(grid["arms"]) & table["study"].isin(grid["studies"])]
     return tables
 
@@ -150,8 +155,8 @@ def under(values: dict[str, pd.Series], grid: dict, digits: int | None = None) -
 
 def standing(runs: pd.DataFrame) -> str:
     """How many runs a figure stands on, and what became of the others."""
-    counts = finished(runs).groupby(["study", "dataset", "arm"]).size()
-    if counts.empty:
+    counts = (runs["outcome"] == "finished").groupby([runs[k] for k in ("study", "dataset", "arm")]).sum()
+    if not counts.any():
         return f"none of {len(runs)} runs finished"
     n = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
     lost = [f"{(runs['outcome'] == o).sum()} {o}" for o in ("diverged", "missing") if (runs["outcome"] == o).any()]
@@ -159,7 +164,7 @@ def standing(runs: pd.DataFrame) -> str:
 
 
 def failures(runs: pd.DataFrame, grid: dict) -> str:
-    """`× 1 of 3 diverged: FA, FA + BN; 3 of 3 missing: BP`, for the runs of one panel."""
+    """`× 1 of 3 diverged: FA · FA + BN; 3 of 3 missing: BP`, for the runs of one panel; a name never breaks over lines."""
     found: dict[str, list[str]] = {}
     for arm, look in arms_in(runs, grid).items():
         outcomes = runs.loc[runs["arm"] == arm, "outcome"]
@@ -167,7 +172,7 @@ def failures(runs: pd.DataFrame, grid: dict) -> str:
             if (outcomes == outcome).any():
                 what = f"{sign}{(outcomes == outcome).sum()} of {len(outcomes)} {outcome}"
                 found.setdefault(what, []).append(look["label"])
-    return "; ".join(f"{what}: {', '.join(arms)}" for what, arms in found.items())
+    return "; ".join(f"{what}: {' · '.join(arm.replace(' ', NO_BREAK) for arm in arms)}" for what, arms in found.items())
 
 
 # ---- panels ----
@@ -231,9 +236,9 @@ def strips(
 def title(axes: Axes, panel: Panel, tables: Tables, grid: dict) -> None:
     """The panel's name and, in a smaller line below it, the runs that it lacks."""
     columns = axes.get_subplotspec().get_gridspec().ncols
-    letters = int(WIDTH / columns * 17)
+    letters = int(WIDTH / columns * 16) - 3
     notes = textwrap.wrap(failures(of(tables["runs"], panel), grid), letters)
-    name = textwrap.fill(panel_name(panel, grid), int(letters * 0.85))
+    name = textwrap.fill(panel_name(panel, grid), int(letters * 0.8))
     axes.set_title(name, fontweight="bold", pad=4 + 9.5 * len(notes))
     above = {"xycoords": "axes fraction", "xytext": (0, 3), "textcoords": "offset points", "va": "bottom"}
     axes.annotate("\n".join(notes), (0, 1), fontsize=SMALL, color=WARNING, **above)
@@ -295,7 +300,9 @@ def _diverged(axes: Axes, run: pd.DataFrame, x: str, y: str, look: dict) -> list
 
 def cross(x: float, y: float, colour: str) -> Line2D:
     """The mark of a diverged run."""
-    return Line2D([x], [y], color=colour, marker="x", markersize=5, markeredgewidth=1.3, linestyle="", clip_on=False, zorder=5)
+    return Line2D(
+        [x], [y], color=colour, marker="x", markersize=5, markeredgewidth=1.3, linestyle="", clip_on=False, zorder=5
+    )
 
 
 def chance(axes: Axes, panel: Panel, across: bool = True) -> None:

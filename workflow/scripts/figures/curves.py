@@ -16,7 +16,9 @@ def draw(tables: common.Tables, grid: dict) -> Figure:
     for row, (column, name) in enumerate(
         [("train_loss", "training loss, nats"), ("validation_accuracy", "validation accuracy")]
     ):
-        common.lines([(s[row], common.of(epochs, p)) for p, s in zip(found, stacks, strict=True)], "epoch", column, grid)
+        common.lines(
+            [(s[row], common.of(epochs, p)) for p, s in zip(found, stacks, strict=True)], "epoch", column, grid
+        )
         for stack in stacks:
             if stack[row].yaxis.get_tick_params()["labelleft"]:
                 stack[row].set_ylabel(name)

@@ -8,9 +8,11 @@ A folder with run.json in it is complete; without, it is not a result.
 """
 
 import dataclasses
+import io
 import json
 import math
 import os
+import pickle
 import platform
 import resource
 import time
@@ -76,7 +78,9 @@ def train(config: RunConfig, out: Path | str, report: Report = silent) -> dict:
         **environment(device),
     }
     checkpoint = {"config": dataclasses.asdict(config), "model": model.state_dict(), "epoch": len(epochs)}
-    files.write(out / "checkpoint.pt", lambda path: torch.save(checkpoint, path))
+    packed = io.BytesIO()  # written by Python: torch.save to a full disk raises no OSError
+    torch.save(checkpoint, packed)
+    files.write(out / "checkpoint.pt", lambda path: path.write_bytes(packed.getbuffer()))
     files.write_text(out / "metrics.csv", _csv(epochs))
     probes.save_spectra(out / "spectra.npz", probe.spectra)
     names = [field.name for field in dataclasses.fields(probes.Alignment)]
@@ -188,14 +192,15 @@ def pick_device(name: str) -> torch.device:
 def deterministic() -> Iterator[None]:
     """Same machine, same config, same bits; torch's settings are put back after."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.benchmark = before[1]
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> tuple[nn.Module, RunConfig]:
@@ -205,9 +210,11 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> tup
         config = RunConfig(**content["config"])
         model = make_model(config, device)
         model.load_state_dict(content["model"])
-    except (OSError, RuntimeError, KeyError, TypeError, EOFError, ValueError) as error:
+    except (OSError, RuntimeError, LookupError, TypeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} is not a readable checkpoint ({reason}): delete its run folder to train it anew") from error
+        raise InputError(
+            f"{path} is not a readable checkpoint ({reason}): delete its run folder to train it anew"
+        ) from error
     return model, config
 
 
