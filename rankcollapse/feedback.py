@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 Init = Callable[[Tensor, torch.Generator], object]
 
@@ -42,56 +43,64 @@ RULES: dict[str, Callable[[nn.Module, Init | None, torch.Generator], Tensor | No
 
 
 # ---- the backward passes ----
+#
+# Eager: the forward pass is PyTorch's own, and what its backward pass finds in W's place is B. No Python runs in the
+# backward pass, so a step costs what one of backpropagation costs (`make bench`). torch.compile cannot trace such hooks;
+# for it the same gradients are written out as Functions, whose overhead compilation removes.
 
-_convolution_backward = torch.ops.aten.convolution_backward.default  # looked up once: a step calls it per layer
+
+def _swapped(weight: Tensor, feedback: Tensor) -> saved_tensors_hooks:
+    """Within this context an operation that saves `weight`, or a transpose of it, saves `feedback` instead."""
+    address = weight.data_ptr()
+
+    def pack(saved: Tensor) -> Tensor:
+        return feedback.as_strided(saved.size(), saved.stride()) if saved.data_ptr() == address else saved
+
+    return saved_tensors_hooks(pack, _unpack)
+
+
+def _unpack(saved: Tensor) -> Tensor:
+    return saved
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, feedback, bias):
-        x, weight, bias = _autocast(x, weight, bias)
         ctx.save_for_backward(x, feedback)
         return F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx, delta):
         x, feedback = ctx.saved_tensors
-        need_x, need_weight, _, need_bias = ctx.needs_input_grad
         rows = delta.reshape(-1, delta.shape[-1])
-        grad_x = (rows @ feedback.to(delta.dtype)).view(x.shape) if need_x else None
-        grad_weight = rows.t() @ x.reshape(-1, x.shape[-1]) if need_weight else None
-        grad_bias = rows.sum(0) if need_bias else None
-        return grad_x, grad_weight, None, grad_bias
+        return delta @ feedback, rows.t() @ x.reshape(-1, x.shape[-1]), None, rows.sum(0)
 
 
 class _Conv2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, feedback, bias, stride, padding, dilation, groups):
-        x, weight, bias = _autocast(x, weight, bias)
+    def forward(ctx, x, weight, feedback, bias, geometry):
         ctx.save_for_backward(x, feedback)
-        ctx.geometry = stride, padding, dilation, False, (0, 0), groups
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        ctx.geometry = geometry
+        return F.conv2d(x, weight, bias, *geometry)
 
     @staticmethod
     def backward(ctx, delta):
         x, feedback = ctx.saved_tensors
-        need_x, need_weight, _, need_bias = ctx.needs_input_grad[:4]
-        # One call for all three: the gradient of the weight does not depend on the weight handed in, so giving B
-        # costs what backpropagation costs.
-        grad_x, grad_weight, grad_bias = _convolution_backward(
-            delta, x, feedback.to(delta.dtype), feedback.shape[:1], *ctx.geometry, (need_x, need_weight, need_bias)
+        stride, padding, dilation, groups = ctx.geometry
+        # The gradient of the weight does not depend on the weight handed in, so one call gives all three.
+        grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            delta, x, feedback, [len(feedback)], stride, padding, dilation, False, (0, 0), groups, (True, True, True)
         )
-        return grad_x, grad_weight, None, grad_bias, None, None, None, None
+        return grad_x, grad_weight, None, grad_bias, None
 
 
-def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The tensors as autocast would cast them for a matrix product. It is on in the forward pass of a Function and off
-    in the backward pass; there autograd casts each gradient back to its tensor's own type."""
+def _autocast(x: Tensor, weight: Tensor, feedback: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+    """The tensors as autocast would cast them for a matrix product."""
     device = x.device.type
     if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
-        return x, weight, bias
+        return x, weight, feedback, bias
     dtype = torch.get_autocast_dtype(device)
-    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    return x.to(dtype), weight.to(dtype), feedback.to(dtype), None if bias is None else bias.to(dtype)
 
 
 # ---- the layers. Where a layer's input needs no gradient, no error is sent through it and B has no part. ----
@@ -103,7 +112,11 @@ class FeedbackLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if not x.requires_grad:
             return super().forward(x)
-        return _Linear.apply(x, self.weight, self.feedback, self.bias)
+        x, weight, feedback, bias = _autocast(x, self.weight, self.feedback, self.bias)
+        if torch.compiler.is_compiling():
+            return _Linear.apply(x, weight, feedback, bias)
+        with _swapped(weight, feedback):
+            return F.linear(x, weight, bias)
 
 
 class FeedbackConv2d(nn.Conv2d):
@@ -115,10 +128,14 @@ class FeedbackConv2d(nn.Conv2d):
         padding = self.padding
         if self.padding_mode != "zeros" or isinstance(padding, str):
             x, padding = self._pad(x), (0, 0)  # a copy of pixels: autograd passes the error back through it exactly
-        layer = self.weight, self.feedback, self.bias, self.stride, padding, self.dilation, self.groups
-        if x.dim() == 3:  # one image without a batch dimension
-            return _Conv2d.apply(x.unsqueeze(0), *layer).squeeze(0)
-        return _Conv2d.apply(x, *layer)
+        x, weight, feedback, bias = _autocast(x, self.weight, self.feedback, self.bias)
+        geometry = self.stride, padding, self.dilation, self.groups
+        if torch.compiler.is_compiling():
+            batch = x if x.dim() == 4 else x.unsqueeze(0)  # a single image may come without a batch dimension
+            y = _Conv2d.apply(batch, weight, feedback, bias, geometry)
+            return y if x.dim() == 4 else y.squeeze(0)
+        with _swapped(weight, feedback):
+            return F.conv2d(x, weight, bias, *geometry)
 
     def _pad(self, x: Tensor) -> Tensor:
         if self.padding == "valid":

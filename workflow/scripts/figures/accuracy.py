@@ -1,61 +1,55 @@
-"""Test accuracy by arm, architecture and data set: a point per seed, mean and standard deviation; dotted: chance."""
+"""Test accuracy by arm, architecture and data set: a point per run, mean and standard deviation; dotted: chance."""
 
 import common
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 
-def rows(axes: Axes, runs, arms: dict, grid: dict) -> None:
-    """A row per arm, from the top: seeds as points, mean and deviation as a bar, both in figures at the right."""
-    for row, arm in enumerate(arms):
-        mine, look = runs[runs["arm"] == arm], grid["arms"][arm]
-        values = common.finished(mine)["test_accuracy"]
-        axes.plot(
-            values, np.full(len(values), row), color=look["colour"], marker=look["marker"], linestyle="", alpha=0.6
-        )
-        if len(values):
-            axes.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color=look["colour"], linewidth=1.5)
-        if len(values) > 1:
-            axes.plot(values.mean() + values.std() * np.array([-1, 1]), [row, row], color=look["colour"], linewidth=0.8)
-        for value in mine.loc[mine["outcome"] == "diverged", "test_accuracy"]:
-            axes.add_line(common.cross(value, row, look["colour"]))
-        text = (
-            common.mean_std(100 * values, 1) if len(values) else "not in this study" if mine.empty else "none finished"
-        )
-        axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=common.SMALL)
+def row(axes: Axes, y: int, mine: pd.DataFrame, look: dict) -> None:
+    """The runs of one arm at height y: points, mean (tick) and deviation (bar), and both as numbers at the right."""
+    values, colour = common.finished(mine)["test_accuracy"], look["colour"]
+    if len(values):
+        axes.plot([values.mean()] * 2, [y - 0.33, y + 0.33], color=colour, linewidth=1, alpha=0.6)
+    if len(values) > 1:
+        axes.plot(values.mean() + values.std() * np.array([-1, 1]), [y, y], color=colour, linewidth=1, alpha=0.6)
+    heights = y + 0.22 * np.linspace(-1, 1, len(values)) if len(values) > 1 else [y] * len(values)
+    axes.plot(values, heights, color=colour, marker=look["marker"], markersize=3, linestyle="")
+    for value in mine.loc[mine["outcome"] == "diverged", "test_accuracy"]:
+        axes.add_line(common.cross(value, y, colour))
+    text = common.mean_std(values, 1) if len(values) else " and ".join(mine["outcome"].unique()) or "–"
+    where = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": common.SMALL}
+    axes.text(1.03, y, text, color="black" if len(values) else common.GREY, **where)
 
 
 def draw(tables: common.Tables, grid: dict) -> Figure:
     runs = tables["runs"]
-    found, arms = common.panels(runs, grid), common.arms_in(runs, grid)
-    made, stacks = common.blocks(found, height=0.16 * len(arms) + 0.25)
+    found, arms = common.panels(runs.dropna(subset="test_accuracy"), grid), common.arms_in(runs, grid)
+    made, stacks = common.blocks(found, [""], height=0.16 * len(arms) + 0.3)
     for panel, (axes,) in zip(found, stacks, strict=True):
-        common.title(axes, panel, tables, grid)
-        rows(axes, common.of(runs, panel), arms, grid)
+        here = common.of(runs, panel)
+        for y, (arm, look) in enumerate(arms.items()):
+            row(axes, y, here[here["arm"] == arm], look)
         axes.set_yticks(range(len(arms)), [look["label"] for look in arms.values()])
-        axes.set_xlabel("test accuracy")
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        axes.set_xlabel("test accuracy, %")
         common.chance(axes, panel, across=False)
-        axes.autoscale_view()
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.05 * runs.loc[runs["dataset"] == panel[1], "test_accuracy"].max())
+    common.titles(made, [axes for (axes,) in stacks], found, tables, grid)
     stacks[0][0].set_ylim(len(arms) - 0.5, -0.5)
     return made
 
 
 def caption(tables: common.Tables, grid: dict) -> str:
     runs = tables["runs"]
-    found = common.panels(common.finished(runs), grid)
     parts = []
-    for panel in found[:3]:
+    for panel in common.panels(common.finished(runs), grid)[:3]:
         here = common.finished(common.of(runs, panel))
-        arms = common.references(here, grid)
-        values = {arm: 100 * here.loc[here["arm"] == arm, "test_accuracy"] for arm in arms}
-        parts.append(f"{common.under(values, grid, 1)} ({common.panel_name(panel, grid)})")
+        values = {arm: here.loc[here["arm"] == arm, "test_accuracy"] for arm in common.references(here, grid)}
+        parts.append(f"{common.panel_name(panel, grid)}: {common.under(values, grid, 1)}")
     return (
-        f"Test accuracy, %: {'; '.join(parts)}. A point is a run; bars: mean ± 1 standard deviation over seeds; dotted: chance; "
-        f"{common.standing(runs)}."
+        f"Test accuracy, in %. {'; '.join(parts)}. A point is a run; dotted: chance; –: not in "
+        f"the study; {common.standing(runs, grid, 'bars: mean ± 1 standard deviation over seeds')}."
     )
 
 

@@ -1,7 +1,7 @@
 """What the figures share: style, tables, panels, lines over seeds, marks of runs that failed, captions, saving.
 
-A figure's script has draw(tables, grid) and caption(tables, grid) and ends in main(__doc__, draw, caption). `tables` are
-those of collect.py, cut to the arms and studies of `grid`, which also says how an arm looks:
+A figure's script has draw(tables, grid) and caption(tables, grid) and ends in main(__doc__, draw, caption). `tables`
+are those of collect.py, cut to the arms and studies of `grid`, which also says how an arm looks:
 {"arms": {arm: {"label", "colour", "marker", "line"}}, "studies": {study: title}}, both in drawing order.
 """
 
@@ -9,7 +9,7 @@ import argparse
 import json
 import re
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -18,6 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from rankcollapse import files
 
@@ -25,13 +26,12 @@ Tables = dict[str, pd.DataFrame]
 Panel = tuple[str, str]  # study, dataset
 
 WIDTH = 6.9  # inches: the text width of the paper, so that type is printed in the size given here
+PAGE = 8.2  # inches: what a page holds above a caption
 SMALL = 7  # points: the smallest type
-NO_BREAK = "\u00a0"
 GREY = "#666666"
 WARNING = "#a50026"
 DATASETS = {"cifar10": ("CIFAR-10", 10), "cifar100": ("CIFAR-100", 1), "digits": ("digits", 10)}  # name, chance in %
 MEASURES = {"entropy_s": "exp H(s)", "entropy_s2": "exp H(s²)"}
-SPREAD = "Bands: ± 1 standard deviation over seeds"
 
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: equal letters everywhere
@@ -69,7 +69,7 @@ STYLE = {
 
 
 def load(folder: Path, grid: dict) -> Tables:
-    """The tables, cut to the grid, accuracies in %. Every row has its run's `outcome`, and `epoch` wherever it has `step`."""
+    """The tables, cut to the grid, accuracies in %. A row has its run's `outcome`, and `epoch` where it has `step`."""
     tables = {path.name.split(".")[0]: pd.read_csv(path) for path in sorted(folder.glob("*.csv*"))}
     runs = tables["runs"]
     run, arm = ["study", "dataset", "arm", "seed"], ["study", "dataset", "arm"]
@@ -84,8 +84,12 @@ def load(folder: Path, grid: dict) -> Tables:
             table["epoch"] = table["step"] / table.pop("per_epoch")
         accuracies = [column for column in table if column.endswith("_accuracy")]
         table[accuracies] *= 100
-        tables[name] = table[table["arm"].isin(grid["arms"]) & table["study"].isin(grid["studies"])]
+        tables[name] = cut(table, grid)
     return tables
+
+
+def cut(table: pd.DataFrame, grid: dict) -> pd.DataFrame:
+    return table[table["arm"].isin(grid["arms"]) & table["study"].isin(grid["studies"])]
 
 
 def finished(table: pd.DataFrame) -> pd.DataFrame:
@@ -131,6 +135,11 @@ def layer_name(layer: str) -> str:
     return re.sub(r"([a-z])(\d)", r"\1 \2", layer)
 
 
+def evenly(names: list[str], most: int) -> list[str]:
+    """At most `most` of the names: the first, the last, and others evenly between."""
+    return [names[i] for i in np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int)]
+
+
 def mean_std(values: pd.Series, digits: int | None = None) -> str:
     """`43.6 ± 1.1`; without the deviation for a single value. By default three digits of the mean."""
     values = values[np.isfinite(values)]
@@ -153,26 +162,33 @@ def under(values: dict[str, pd.Series], grid: dict, digits: int | None = None) -
     return " and ".join(f"{mean_std(v, digits)} under {grid['arms'][arm]['label']}" for arm, v in values.items())
 
 
-def standing(runs: pd.DataFrame) -> str:
-    """How many runs a figure stands on, and what became of the others."""
+def standing(runs: pd.DataFrame, grid: dict, spread: str = "bands: ± 1 standard deviation over seeds") -> str:
+    """How many runs a figure stands on, what became of the others, and how the spread over seeds is shown."""
     counts = (runs["outcome"] == "finished").groupby([runs[k] for k in ("study", "dataset", "arm")]).sum()
     if not counts.any():
-        return f"none of {len(runs)} runs finished"
+        return f"none of {len(runs)} runs finished" if len(runs) else "no such run in this grid"
     n = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
     lost = [f"{(runs['outcome'] == o).sum()} {o}" for o in ("diverged", "missing") if (runs["outcome"] == o).any()]
-    return f"n = {n} runs an arm, {counts.sum()} in all" + (f" ({', '.join(lost)} besides)" if lost else "")
+    empty = [panel_name(panel, grid) for panel in panels(runs, grid) if finished(of(runs, panel)).empty]
+    return (
+        f"n = {n} finished {'runs' if counts.max() > 1 else 'run'} an arm, {counts.sum()} in all"
+        + (f", besides {' and '.join(lost)}" if lost else "")
+        + (f" (all of {'; '.join(empty)})" if empty else "")
+        + (f"; {spread}" if spread and counts.max() > 1 else "")
+    )
 
 
-def failures(runs: pd.DataFrame, grid: dict) -> str:
-    """`× 1 of 3 diverged: FA · FA + BN; 3 of 3 missing: BP`, for the runs of one panel; a name never breaks over lines."""
+def failures(runs: pd.DataFrame, grid: dict) -> list[str]:
+    """`× 1 of 3 diverged: FA · FA + BN`, `3 of 3 missing: BP`, for the runs of one panel; `FA + BN` never breaks."""
     found: dict[str, list[str]] = {}
-    for arm, look in arms_in(runs, grid).items():
-        outcomes = runs.loc[runs["arm"] == arm, "outcome"]
-        for outcome, sign in (("diverged", "× "), ("missing", "")):
+    for outcome, sign in (("diverged", "× "), ("missing", "")):
+        for arm, look in arms_in(runs, grid).items():
+            outcomes = runs.loc[runs["arm"] == arm, "outcome"]
             if (outcomes == outcome).any():
                 what = f"{sign}{(outcomes == outcome).sum()} of {len(outcomes)} {outcome}"
                 found.setdefault(what, []).append(look["label"])
-    return "; ".join(f"{what}: {' · '.join(arm.replace(' ', NO_BREAK) for arm in arms)}" for what, arms in found.items())
+    texts = [f"{what}: {' · '.join(arms)}" for what, arms in found.items()]
+    return [re.sub(r" (?=[+·])|(?<=[+×]) ", "\u00a0", text) for text in texts]
 
 
 # ---- panels ----
@@ -192,15 +208,20 @@ def nothing(what: str) -> Figure:
 
 
 def blocks(
-    found: list[Panel], rows: int = 1, height: float = 1.5, share_y: Callable[[Panel], object] = lambda panel: "all"
+    found: list[Panel],
+    labels: Sequence[str],
+    height: float = 1.4,
+    most: int = 4,
+    share_y: Callable[[Panel], object] = lambda panel: "all",
 ) -> tuple[Figure, list[list[Axes]]]:
-    """A stack of `rows` axes for each panel, up to four stacks side by side; [panel][row].
+    """A stack of axes for each panel, with a row for each y label, and at most `most` side by side; [panel][row].
 
     A row of axes has one y axis in common for all panels with the same share_y(panel); a stack shares its x axis.
     """
-    columns = min(len(found), 4) if len(found) < 5 else min((4, 3), key=lambda c: -len(found) % c)
+    rows = len(labels)
+    columns = min(len(found), most) if len(found) <= most else min((most, most - 1), key=lambda c: -len(found) % c)
     down = -(-len(found) // columns)
-    made = figure(down * (rows * height + 0.3) + 0.5)
+    made = figure(down * (rows * height + 0.5))
     cells = made.add_gridspec(down * rows, columns)
     stacks: list[list[Axes]] = []
     for i, panel in enumerate(found):
@@ -211,37 +232,57 @@ def blocks(
             shared = {"sharex": stack[0] if stack else None, "sharey": stacks[twin][row] if twin is not None else None}
             axes = made.add_subplot(cells[i // columns * rows + row, i % columns], **shared)
             axes.tick_params(labelbottom=row == rows - 1, labelleft=not beside)
+            axes.set_ylabel(labels[row] if i % columns == 0 else "")
             stack.append(axes)
         stacks.append(stack)
     return made, stacks
 
 
 def strips(
-    found: list[Panel], counts: list[int], tables: Tables, grid: dict, height: float = 1.25
+    found: list[Panel], heads: list[list[str]], label: str, tables: Tables, grid: dict, height: float = 1.25
 ) -> tuple[Figure, list[list[Axes]]]:
-    """A strip of counts[i] axes side by side, under a common title, for each panel; [panel][column]."""
-    notes = [textwrap.wrap(failures(of(tables["runs"], panel), grid), 105) for panel in found]
-    heights = [height + 0.25 + 0.13 * len(lines) for lines in notes]
-    made = figure(sum(heights) + 0.35)
+    """A strip of axes for each panel, under its name; [panel][column]. `heads` are the columns' titles in every strip.
+
+    One y axis for all. Below a strip stand the runs that it lacks.
+    """
+    notes = [textwrap.wrap("; ".join(failures(of(tables["runs"], panel), grid)), 105) for panel in found]
+    height = min(height, PAGE / len(found) - 0.25)
+    heights = [height + 0.25 + 0.13 * len(lines_) for lines_ in notes]
+    made = figure(sum(heights))
     parts = np.atleast_1d(made.subfigures(len(found), 1, height_ratios=heights))
-    strips = []
-    for part, panel, count, lines in zip(parts, found, counts, notes, strict=True):
+    strips: list[list[Axes]] = []
+    for part, panel, names, lines_ in zip(parts, found, heads, notes, strict=True):
         part.suptitle(panel_name(panel, grid), x=0.005, ha="left", fontsize=8, fontweight="bold")
-        strips.append(list(part.subplots(1, count, squeeze=False)[0]))
-        if lines:
-            part.supxlabel("\n".join(lines), x=0.005, ha="left", fontsize=SMALL, color=WARNING)
+        strip = list(part.subplots(1, len(names), squeeze=False)[0])
+        for axes, name in zip(strip, names, strict=True):
+            axes.set_title(name, loc="center", fontsize=7.5)
+            axes.tick_params(labelleft=axes is strip[0])
+            if strips or axes is not strip[0]:
+                axes.sharey(strips[0][0] if strips else strip[0])
+        strip[0].set_ylabel(label)
+        strips.append(strip)
+        if lines_:
+            part.supxlabel("\n".join(lines_), x=0.005, ha="left", fontsize=SMALL, color=WARNING)
     return made, strips
 
 
-def title(axes: Axes, panel: Panel, tables: Tables, grid: dict) -> None:
-    """The panel's name and, in a smaller line below it, the runs that it lacks."""
-    columns = axes.get_subplotspec().get_gridspec().ncols
-    letters = int(WIDTH / columns * 16) - 3
-    notes = textwrap.wrap(failures(of(tables["runs"], panel), grid), letters)
-    name = textwrap.fill(panel_name(panel, grid), int(letters * 0.8))
-    axes.set_title(name, fontweight="bold", pad=4 + 9.5 * len(notes))
-    above = {"xycoords": "axes fraction", "xytext": (0, 3), "textcoords": "offset points", "va": "bottom"}
-    axes.annotate("\n".join(notes), (0, 1), fontsize=SMALL, color=WARNING, **above)
+def titles(made: Figure, tops: list[Axes], found: list[Panel], tables: Tables, grid: dict) -> None:
+    """Over each of the axes its panel's name and, in small type, the runs that it lacks; all at one height."""
+    cells = tops[0].get_subplotspec().get_gridspec()
+    letters = int(15 * WIDTH / cells.ncols) - 3
+    lacks = [failures(of(tables["runs"], panel), grid) for panel in found]
+    notes = [[line for text in texts for line in textwrap.wrap(text, letters)] for texts in lacks]
+    names = [panel_name(panel, grid) for panel in found]
+    bold = int(0.9 * letters)
+    if max(map(len, names)) > bold:
+        names = [f"{textwrap.fill(grid['studies'][study], bold)}\n{dataset_name(data)}" for study, data in found]
+    below = max(map(len, notes))
+    for axes, name, lines_ in zip(tops, names, notes, strict=True):
+        axes.set_title(name, fontweight="bold", pad=5 + 9.5 * below)
+        above = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "top"}
+        axes.annotate("\n".join(lines_), (0, 1), xytext=(0, 2 + 9.5 * below), fontsize=SMALL, color=WARNING, **above)
+    down = len({axes.get_subplotspec().rowspan.start for axes in tops})
+    made.set_figheight(made.get_figheight() + down * (0.13 * (max(name.count("\n") for name in names) + below)))
 
 
 def legend(made: Figure, looks: Iterable[dict], lines: bool = True) -> None:
@@ -250,31 +291,61 @@ def legend(made: Figure, looks: Iterable[dict], lines: bool = True) -> None:
         Line2D([], [], color=k["colour"], marker=k["marker"], linestyle=k["line"] if lines else "", label=k["label"])
         for k in looks
     ]
-    longest = max(len(handle.get_label()) for handle in handles)
-    most = int(WIDTH / (0.065 * longest + 0.45))
-    columns = -(-len(handles) // -(-len(handles) // most))
-    by_row = [handle for column in range(columns) for handle in handles[column::columns]]
-    made.legend(handles=by_row, loc="outside lower center", ncols=columns, handlelength=2.6, columnspacing=1.4)
+
+    handle = 2.4 if lines else 1.0
+
+    def width(columns: int) -> float:
+        words = sum(max(0.062 * len(h.get_label()) for h in handles[c::columns]) for c in range(columns))
+        return words + columns * (0.1 * handle + 0.3)
+
+    most = max(c for c in range(1, len(handles) + 1) if c == 1 or width(c) < WIDTH)
+    rows = -(-len(handles) // most)
+    columns = next((c for c in range(1, most) if -(-len(handles) // c) == rows and width(c) < WIDTH), most)
+    by_row = [h for column in range(columns) for h in handles[column::columns]]
+    made.set_figheight(made.get_figheight() + 0.16 * rows + 0.05)
+    spaces = {"borderpad": 0.4, "handlelength": handle, "columnspacing": 1.2}
+    made.legend(handles=by_row, loc="outside lower center", ncols=columns, **spaces)
 
 
 # ---- lines ----
 
 
-def lines(drawn: list[tuple[Axes, pd.DataFrame]], x: str, y: str, grid: dict) -> None:
+def epochs(axes: Axes) -> None:
+    """An x axis in whole epochs from 0; for axes whose lines are drawn."""
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+    axes.set_xlim(left=0)
+
+
+def lines(drawn: list[tuple[Axes, pd.DataFrame]], x: str, y: str, grid: dict, bottom: float | None = None) -> None:
     """In each of the axes its table's arms: mean over the finished runs, band, and every diverged run up to its cross.
 
-    The diverged runs come last, when the finished ones have set the limits of axes that may be shared.
+    The diverged runs come last: they are held within the limits that the finished ones and `bottom` have set.
     """
     for axes, table in drawn:
         for arm, look in arms_in(table, grid).items():
             _line(axes, finished(table[table["arm"] == arm]), x, y, look)
-    for axes, table in drawn:
-        lost = table[table["outcome"] == "diverged"]
-        add = axes.add_artist if axes.lines else axes.add_line  # an artist leaves the limits alone
-        for (arm, _), run in lost.groupby(["arm", "seed"]):
-            for artist in _diverged(axes, run[np.isfinite(run[y])].sort_values(x), x, y, grid["arms"][arm]):
-                add(artist)
+    # Axes that share their y axis share the fate: held if a finished run is in any of them, else free to grow.
+    held = [any(other.lines for other in axes.get_shared_y_axes().get_siblings(axes)) for axes, _ in drawn]
+    for (axes, _), hold in zip(drawn, held, strict=True):
+        if hold:
+            axes.set_ylim(bottom=bottom)
+    for (axes, table), hold in zip(drawn, held, strict=True):
+        lost = table[(table["outcome"] == "diverged") & np.isfinite(table[y])]
+        low, high = axes.get_ylim() if hold else (-np.inf, np.inf)
+        for (arm, _), run in lost.sort_values(x, kind="stable").groupby(["arm", "seed"]):
+            xs, ys, look = run[x].to_numpy(), run[y].clip(low, high).to_numpy(), grid["arms"][arm]
+            axes.add_line(Line2D(xs, ys, color=look["colour"], linewidth=0.7, linestyle=look["line"], alpha=0.7))
+            axes.add_line(cross(xs[-1], ys[-1], look["colour"]))
         axes.autoscale_view()
+
+
+def rank_scale(axes: Axes, ranks: pd.Series) -> None:
+    """A logarithmic y axis with plain numbers; it goes down to 0, the rank of a matrix of zeros, where there is one."""
+    axes.set_yscale("symlog", linthresh=1, linscale=0.3) if (ranks == 0).any() else axes.set_yscale("log")
+    axes.yaxis.set_major_locator(FixedLocator([0, 1, 3, 10, 30, 100, 300, 1000]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:g}")
 
 
 def _line(axes: Axes, runs: pd.DataFrame, x: str, y: str, look: dict) -> None:
@@ -287,15 +358,6 @@ def _line(axes: Axes, runs: pd.DataFrame, x: str, y: str, look: dict) -> None:
     low, high = over["mean"] - over["std"], over["mean"] + over["std"]
     if over["std"].notna().any():
         axes.fill_between(over.index, low, high, color=look["colour"], alpha=0.18, linewidth=0)
-
-
-def _diverged(axes: Axes, run: pd.DataFrame, x: str, y: str, look: dict) -> list[Line2D]:
-    if run.empty:
-        return []
-    low, high = axes.get_ylim() if axes.lines else (-np.inf, np.inf)
-    end = min(max(run[y].iloc[-1], low), high)
-    path = Line2D(run[x], run[y], color=look["colour"], linewidth=0.7, linestyle=look["line"], alpha=0.7)
-    return [path, cross(run[x].iloc[-1], end, look["colour"])]
 
 
 def cross(x: float, y: float, colour: str) -> Line2D:
@@ -329,5 +391,9 @@ def main(about: str, draw: Callable[[Tables, dict], Figure], caption: Callable[[
     parser.add_argument("--out", type=Path, required=True, help="path of the figure, without a suffix")
     args = parser.parse_args()
     mpl.rcParams.update(STYLE)
+    runs = cut(pd.read_csv(args.tables / "runs.csv"), args.grid)
+    if finished(runs).empty:
+        save(nothing("anything to show"), f"{standing(runs, args.grid).capitalize()}.", args.out)
+        return
     tables = load(args.tables, args.grid)
     save(draw(tables, args.grid), caption(tables, args.grid), args.out)
