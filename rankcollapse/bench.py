@@ -25,7 +25,9 @@ SHARED = {
     "flip": True,
 }
 NETWORKS = {
-    "mlp, 3 x 256": RunConfig(**SHARED, architecture="mlp", width=256, depth=3, epochs=8, gradient_every=12),
+    "mlp, 3 x 256": RunConfig(
+        **SHARED, architecture="mlp", width=256, depth=3, epochs=8, channels_last=False, gradient_every=12
+    ),
     "cnn4": RunConfig(**SHARED, architecture="cnn4", width=32, epochs=12),
     "cnn4, BN": RunConfig(**SHARED, architecture="cnn4", width=32, epochs=12, normalization="batch"),
     "resnet18, width 16, BN": RunConfig(

@@ -20,7 +20,7 @@ TRAIN_IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "digits": 1_437}
 
 
 class InputError(ValueError):
-    """Bad input: config, data, checkpoint or flag. The message is one sentence: what it is, what is wrong, what is right."""
+    """Bad input: config, data, checkpoint or flag. The message is one sentence: what, what is wrong, what is right."""
 
 
 @dataclass(frozen=True)

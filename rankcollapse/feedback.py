@@ -45,8 +45,8 @@ RULES: dict[str, Callable[[nn.Module, Init | None, torch.Generator], Tensor | No
 # ---- the backward passes ----
 #
 # Eager: the forward pass is PyTorch's own, and what its backward pass finds in W's place is B. No Python runs in the
-# backward pass, so a step costs what one of backpropagation costs (`make bench`). torch.compile cannot trace such hooks;
-# for it the same gradients are written out as Functions, whose overhead compilation removes.
+# backward pass, so a step costs what one of backpropagation costs (`make bench`). torch.compile cannot trace such
+# hooks; for it the same gradients are written out as Functions, whose overhead compilation removes.
 
 
 def _swapped(weight: Tensor, feedback: Tensor) -> saved_tensors_hooks:
@@ -186,8 +186,8 @@ def convert(
             layers.append(module)
         elif rule != "bp" and _unreached(module):
             raise ValueError(
-                f"layer {name or 'model'!r} is a {type(module).__name__}, whose weights rule {rule!r} cannot reach: only "
-                "nn.Linear and nn.Conv2d themselves have feedback weights"
+                f"layer {name or 'model'!r} is a {type(module).__name__}, whose weights rule {rule!r} cannot reach: "
+                "only nn.Linear and nn.Conv2d themselves have feedback weights"
             )
     for layer in layers:
         feedback = RULES[rule](layer, init, generator)

@@ -25,8 +25,8 @@ def visible() -> list[str]:
 def claim(slots: int) -> Iterator[str | None]:
     """Hold one of `slots` places on one GPU, waiting for it if need be, and show this process that GPU alone.
 
-    Places are file locks, which the system releases however the process ends. Nothing is done with `slots` of 0, without
-    a GPU, or within SLURM, which hands out devices itself. Call before torch is imported.
+    Places are file locks, which the system releases however the process ends. Nothing is done with `slots` of 0,
+    without a GPU, or within SLURM, which hands out devices itself. Call before torch is imported.
     """
     gpus = visible() if slots and "SLURM_JOB_ID" not in os.environ else []
     if not gpus:

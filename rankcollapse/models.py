@@ -37,7 +37,7 @@ def mlp(shape: tuple[int, int, int], classes: int, width: int, depth: int, norma
 
 
 def cnn4(shape: tuple[int, int, int], classes: int, width: int, normalization: str) -> nn.Module:
-    """Four 3x3 convolutions of stride 2 with `width` times 1, 2, 2, 4 channels, flattened into the classifier `head`."""
+    """Four 3x3 convolutions of stride 2 with `width` times 1, 2, 2, 4 channels, flattened into the `head`."""
     channels, height, breadth = shape
     sizes = [channels, width, 2 * width, 2 * width, 4 * width]
     net = nn.Sequential()

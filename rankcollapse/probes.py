@@ -21,7 +21,7 @@ from rankcollapse.feedback import exact_feedback, feedback_layers
 from rankcollapse.ranks import from_gram, singular_values
 
 ALL = "all"  # in place of a layer's name: the whole net
-POOLED_POINTS = 4  # points of the pooled curve over training; each costs an eigenvalue problem per layer
+POOLED_IMAGES = 32  # of each probe batch go into the pool: its eigenvalues cost their number cubed
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Spectrum:
     """Singular values of one measured matrix. The quantities and their scopes:
 
     gradient_trajectory, cumulative | window: [T, P], minibatch gradients of the weights at T steps of training
-    error, batch | pooled: [samples, features], δ = ∂L/∂a of a layer, of one probe or of all probes so far
-    classifier_input_error, batch | pooled: [samples, features], ∂L/∂h of the classifier's input
+    error, batch | pooled: [samples, features], δ = ∂L/∂a of a layer, of one probe, or of all probes of the run
+    classifier_input_error, batch | pooled: [samples, features], ∂L/∂h of the classifier's input, pooled at each probe
     activation, batch: [samples, features], the input h of a layer
     update, step: [out, in * kh * kw], W after a step less W before
     """
@@ -109,7 +109,7 @@ class Probes:
         found = [("error", name, values) for name, values in errors.items()]
         for quantity, name, values in [*found, ("classifier_input_error", "head", classifier_input)]:
             self._add(quantity, name, "batch", step, len(values), singular_values(values))
-            self.pool.setdefault((quantity, name), []).append(values)
+            self.pool.setdefault((quantity, name), []).append(values[:POOLED_IMAGES])
         self.signal_steps.append(step)
         self._alignment(step, gradients)
         self.before = {name: w.detach().clone() for name, w in self.weights.items()}
@@ -172,16 +172,12 @@ class Probes:
     def finish(self) -> None:
         """After the last step: what needs all of training at once."""
         self._trajectory()
-        count = len(self.signal_steps)
-        points = sorted({round(count * i / POOLED_POINTS) for i in range(1, POOLED_POINTS + 1)} - {0})
         for (quantity, name), parts in self.pool.items():
-            pooled = torch.cat(parts).double()
-            samples, features = len(parts[0]), pooled.shape[1]
-            gram = pooled @ pooled.t() if features > len(pooled) else None
-            for k in points:
-                n = k * samples
-                values = singular_values(pooled[:n]) if gram is None else from_gram(gram[:n, :n])
-                self._add(quantity, name, "pooled", self.signal_steps[k - 1], n, values)
+            pooled, samples = torch.cat(parts), len(parts[0])
+            every = quantity == "classifier_input_error"  # the curve that tells the rules apart; the others are dear
+            for probed in range(1 if every else len(parts), len(parts) + 1):
+                rows = pooled[: probed * samples]
+                self._add(quantity, name, "pooled", self.signal_steps[probed - 1], len(rows), singular_values(rows))
 
     def _add(self, quantity: str, layer: str, scope: str, step: int, rows: int, values: np.ndarray) -> None:
         self.spectra.append(Spectrum(quantity, layer, scope, step, rows, values))
@@ -189,7 +185,7 @@ class Probes:
 
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Passes in here, forward and backward, run in train mode and leave the running statistics and the mode as they were."""
+    """Passes in here, forward and backward, run in train mode; running statistics and mode are put back after."""
     training = model.training
     buffers = [(b, b.clone()) for name, b in model.named_buffers() if not name.endswith("feedback")]
     model.train()

@@ -200,7 +200,7 @@ def test_under_feedback_alignment_the_pooled_error_at_the_classifiers_input_has_
             rank = int((s.values > 1e-5 * s.values[0]).sum())
             assert rank <= most
     assert rank > 9, "the last pool of backpropagation holds errors of several W"
-    assert [s.rows for s in spectra(folder / "fa", "classifier_input_error", "head", "pooled")] == [64, 128, 192]
+    assert [s.rows for s in spectra(folder / "fa", "classifier_input_error", "head", "pooled")] == [32, 64, 96]
 
 
 def test_updates_are_the_difference_of_weights_over_the_step(tiny, tmp_path):

@@ -320,7 +320,8 @@ def test_the_report_opens_in_a_browser_without_a_network(report, tmp_path):
         "--virtual-time-budget=20000",
     ]
     page = subprocess.run(
-        [CHROMIUM, *flags, f"--user-data-dir={tmp_path}", "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom", report.as_uri()],
+        [CHROMIUM, *flags, f"--user-data-dir={tmp_path}", "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom",
+         report.as_uri()],
         capture_output=True, text=True, timeout=120,
     ).stdout  # fmt: skip
     assert "Figures" in page

@@ -73,7 +73,7 @@ def figure_grid(figure):
     """The arms and studies that a figure shows, in the order of the config, with their looks: JSON for its script."""
     changed = {a for a, look in config["arms"].items() if look.get("run", {}).get("update", "full") != "full"}
     interventions = {name for name, study in STUDIES.items() if changed & set(study["arms"])}
-    shown = interventions if figure == "intervention" else set(STUDIES) - interventions or interventions
+    shown = {"intervention": interventions, "accuracy_vs_rank": set(STUDIES)}.get(figure, set(STUDIES) - interventions)
     studies = {name: study.get("title", name) for name, study in STUDIES.items() if name in shown}
     arms = {arm for name in studies for arm in STUDIES[name]["arms"]}
     arms &= set(FIGURE_ARMS.get(figure, arms))
@@ -116,6 +116,8 @@ FIGURE_TITLES = {
     "accuracy_vs_rank": "7. Accuracy against effective rank",
     "curves": "8. Training curves",
 }
+# Figure scripts that another one imports.
+FIGURE_IMPORTS = {"accuracy_vs_rank": "workflow/scripts/figures/gradient_rank.py"}
 # Figures that show some arms only; the others show all that their studies have.
 FIGURE_ARMS = {
     "error_rank": ("bp", "bp+bn", "fa", "fa+bn"),

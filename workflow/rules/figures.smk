@@ -11,6 +11,7 @@ rule figure:
         tables=rules.collect.output,
         script="workflow/scripts/figures/{figure}.py",
         common="workflow/scripts/figures/common.py",
+        imported=lambda wildcards: FIGURE_IMPORTS.get(wildcards.figure, []),
     output:
         svg=report(
             f"{FIGURES}/{{figure}}.svg",

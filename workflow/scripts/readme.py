@@ -1,4 +1,4 @@
-"""Write the block of README.md that says what holds, from the claims table of the quick preset. --check only compares."""
+"""Write the block of README.md that says what holds, from the quick preset's claims. --check only compares."""
 
 import argparse
 import json
@@ -18,8 +18,8 @@ def block(claims: pd.DataFrame, provenance: dict) -> str:
     counts = ", ".join(f"{(tested['verdict'] == verdict).sum()} {verdict}" for verdict in MARKS)
     lines = [
         f"{len(tested)} statements, tested on small networks and real CIFAR ({provenance['device']}, "
-        f"{provenance['finished'][:10]}): **{counts}**. Difference of means over n seeds, with its 95 % interval; a verdict is "
-        "on the direction. [Tables](results/quick/summary/), [paper](paper/quick/replication.pdf).",
+        f"{provenance['finished'][:10]}): **{counts}**. Difference of means over n seeds, with its 95 % interval; a "
+        "verdict is on the direction. [Tables](results/quick/summary/), [paper](paper/quick/replication.pdf).",
         "",
         "| statement (source) | left − right | n | verdict |",
         "|---|---|---|---|",

@@ -48,7 +48,7 @@ def draw(tables: common.Tables, grid: dict) -> Figure:
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
     common.titles(made, [axes for (axes,) in stacks], found, tables, grid)
-    common.legend(made, common.arms_in(runs, grid).values(), lines=False)
+    common.legend(made, common.arms_in(runs, grid).values(), joined=False)
     return made
 
 

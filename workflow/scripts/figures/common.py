@@ -71,16 +71,14 @@ STYLE = {
 def load(folder: Path, grid: dict) -> Tables:
     """The tables, cut to the grid, accuracies in %. A row has its run's `outcome`, and `epoch` where it has `step`."""
     tables = {path.name.split(".")[0]: pd.read_csv(path) for path in sorted(folder.glob("*.csv*"))}
-    runs = tables["runs"]
+    runs, epochs_ = tables["runs"], tables["epochs"]
     run, arm = ["study", "dataset", "arm", "seed"], ["study", "dataset", "arm"]
-    per_epoch = (
-        (tables["epochs"]["step"] / tables["epochs"]["epoch"]).groupby([tables["epochs"][k] for k in arm]).first()
-    )
+    per_epoch = epochs_.assign(per_epoch=epochs_["step"] / epochs_["epoch"]).groupby(arm)["per_epoch"].first()
     for name, table in tables.items():
         if name != "runs":
             table = table.merge(runs[[*run, "outcome"]], on=run, how="left")
         if "step" in table and "epoch" not in table:
-            table = table.join(per_epoch.rename("per_epoch"), on=arm)
+            table = table.join(per_epoch, on=arm)
             table["epoch"] = table["step"] / table.pop("per_epoch")
         accuracies = [column for column in table if column.endswith("_accuracy")]
         table[accuracies] *= 100
@@ -141,7 +139,7 @@ def evenly(names: list[str], most: int) -> list[str]:
 
 
 def mean_std(values: pd.Series, digits: int | None = None) -> str:
-    """`43.6 ± 1.1`; without the deviation for a single value. By default three digits of the mean."""
+    """`43.6 ± 1.1`, without the deviation for a single value. By default whole numbers from 100, two digits below 1."""
     values = values[np.isfinite(values)]
     if values.empty:
         return "none"
@@ -250,20 +248,20 @@ def strips(
     heights = [height + 0.25 + 0.13 * len(lines_) for lines_ in notes]
     made = figure(sum(heights))
     parts = np.atleast_1d(made.subfigures(len(found), 1, height_ratios=heights))
-    strips: list[list[Axes]] = []
+    rows: list[list[Axes]] = []
     for part, panel, names, lines_ in zip(parts, found, heads, notes, strict=True):
         part.suptitle(panel_name(panel, grid), x=0.005, ha="left", fontsize=8, fontweight="bold")
         strip = list(part.subplots(1, len(names), squeeze=False)[0])
         for axes, name in zip(strip, names, strict=True):
             axes.set_title(name, loc="center", fontsize=7.5)
             axes.tick_params(labelleft=axes is strip[0])
-            if strips or axes is not strip[0]:
-                axes.sharey(strips[0][0] if strips else strip[0])
+            if rows or axes is not strip[0]:
+                axes.sharey(rows[0][0] if rows else strip[0])
         strip[0].set_ylabel(label)
-        strips.append(strip)
+        rows.append(strip)
         if lines_:
             part.supxlabel("\n".join(lines_), x=0.005, ha="left", fontsize=SMALL, color=WARNING)
-    return made, strips
+    return made, rows
 
 
 def titles(made: Figure, tops: list[Axes], found: list[Panel], tables: Tables, grid: dict) -> None:
@@ -285,14 +283,13 @@ def titles(made: Figure, tops: list[Axes], found: list[Panel], tables: Tables, g
     made.set_figheight(made.get_figheight() + down * (0.13 * (max(name.count("\n") for name in names) + below)))
 
 
-def legend(made: Figure, looks: Iterable[dict], lines: bool = True) -> None:
-    """One legend for all panels, below them, read row by row."""
+def legend(made: Figure, looks: Iterable[dict], joined: bool = True) -> None:
+    """One legend for all panels, below them, read row by row: in as few rows as fit, and those of even length."""
     handles = [
-        Line2D([], [], color=k["colour"], marker=k["marker"], linestyle=k["line"] if lines else "", label=k["label"])
+        Line2D([], [], color=k["colour"], marker=k["marker"], linestyle=k["line"] if joined else "", label=k["label"])
         for k in looks
     ]
-
-    handle = 2.4 if lines else 1.0
+    handle = 2.4 if joined else 1.0
 
     def width(columns: int) -> float:
         words = sum(max(0.062 * len(h.get_label()) for h in handles[c::columns]) for c in range(columns))
@@ -342,7 +339,10 @@ def lines(drawn: list[tuple[Axes, pd.DataFrame]], x: str, y: str, grid: dict, bo
 
 def rank_scale(axes: Axes, ranks: pd.Series) -> None:
     """A logarithmic y axis with plain numbers; it goes down to 0, the rank of a matrix of zeros, where there is one."""
-    axes.set_yscale("symlog", linthresh=1, linscale=0.3) if (ranks == 0).any() else axes.set_yscale("log")
+    if (ranks == 0).any():
+        axes.set_yscale("symlog", linthresh=1, linscale=0.3)
+    else:
+        axes.set_yscale("log")
     axes.yaxis.set_major_locator(FixedLocator([0, 1, 3, 10, 30, 100, 300, 1000]))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:g}")

@@ -26,9 +26,13 @@ def at_end(ranks: pd.DataFrame) -> pd.DataFrame:
 
 
 def layer_axis(axes: Axes, table: pd.DataFrame) -> None:
+    """Names some layers: conv 1, 2, 3, 4, classifier."""
     layers = table.drop_duplicates("position").set_index("position")["layer"].sort_index()
-    named = common.evenly(list(layers.index), TICKS)
-    axes.set_xticks(named, [common.layer_name(layers[place].split(".")[0]) for place in named])
+    ticks = common.evenly(list(layers.index), TICKS)
+    names = [common.layer_name(layers[place].split(".")[0]) for place in ticks]
+    kinds = [name.split(" ")[0] for name in names]
+    short = [name.removeprefix(f"{before} ") for before, name in zip(["", *kinds], names, strict=False)]
+    axes.set_xticks(ticks, short)
     axes.set_xlabel("layer")
     axes.margins(x=0.1)
 
