@@ -52,6 +52,8 @@ RULES: dict[str, Callable[[nn.Module, Init | None, torch.Generator], Tensor | No
 def _swapped(weight: Tensor, feedback: Tensor) -> saved_tensors_hooks:
     """Within this context an operation that saves `weight`, or a transpose of it, saves `feedback` instead."""
     address = weight.data_ptr()
+    if feedback.stride() != weight.stride():  # a transpose is told by its strides, so both must lie alike in memory
+        feedback = torch.empty_like(weight).copy_(feedback)
 
     def pack(saved: Tensor) -> Tensor:
         return feedback.as_strided(saved.size(), saved.stride()) if saved.data_ptr() == address else saved

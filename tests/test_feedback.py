@@ -511,3 +511,16 @@ def test_a_lazy_layer_without_weights_is_refused(layer, one_sentence):
     with pytest.raises(ValueError, match="layer '0' has no weights yet") as caught:
         convert(nn.Sequential(layer), "fa", gen())
     one_sentence(caught.value)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(5, 4), nn.Conv2d(3, 4, 3)], ids=["linear", "convolution"])
+def test_the_memory_layout_of_b_does_not_matter(layer):
+    """B given in another order in memory is the same B."""
+    x = torch.randn(2, *([5] if isinstance(layer, nn.Linear) else [3, 6, 6]), requires_grad=True)
+    model = convert(nn.Sequential(layer), "fa", torch.Generator().manual_seed(0))
+    (expected,) = torch.autograd.grad(model(x).square().sum(), x)
+    b = layer.feedback
+    layer.feedback = b.t().contiguous().t() if b.dim() == 2 else b.contiguous(memory_format=torch.channels_last)
+    assert layer.feedback.stride() != b.stride()
+    (found,) = torch.autograd.grad(model(x).square().sum(), x)
+    assert torch.allclose(found, expected, atol=1e-6)
