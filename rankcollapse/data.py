@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def load(config: RunConfig, device: torch.device | str = "cpu") -> Data:
 
     Raises InputError for files that are missing, altered or out of reach.
     """
-    train, test = _digits() if config.dataset == "digits" else _cifar(config)
+    train, test = LOADERS[config.dataset](config)
     held_out = stratified(train.labels, config.validation_images, generator(0, f"validation of {config.dataset}"))
     rest = torch.ones(len(train), dtype=torch.bool)
     rest[held_out] = False
@@ -131,7 +131,7 @@ def crop(images: Tensor, shifts: Tensor, padding: int) -> Tensor:
 # ---- where the sets come from ----
 
 
-def _digits() -> tuple[Split, Split]:
+def _digits(config: RunConfig) -> tuple[Split, Split]:
     """scikit-learn's 1,797 digits of 8 x 8 pixels, which come with the package; a fixed fifth is the test set."""
     from sklearn.datasets import load_digits
 
@@ -176,6 +176,14 @@ def fetch(dataset: str, data_dir: str, download: bool) -> tuple:
                     "to download the set anew"
                 ) from error
         raise
+
+
+# Training and test set of each name, or InputError. A new set is a function here, with its constants above.
+LOADERS: dict[str, Callable[[RunConfig], tuple[Split, Split]]] = {
+    "digits": _digits,
+    "cifar10": _cifar,
+    "cifar100": _cifar,
+}
 
 
 def _download(make: type, dataset: str, folder: Path) -> None:

@@ -76,7 +76,12 @@ def figure_grid(figure):
     shown = {"intervention": interventions, "accuracy_vs_rank": set(STUDIES)}.get(figure, set(STUDIES) - interventions)
     studies = {name: study.get("title", name) for name, study in STUDIES.items() if name in shown}
     arms = {arm for name in studies for arm in STUDIES[name]["arms"]}
-    arms &= set(FIGURE_ARMS.get(figure, arms))
+    feedback = {arm for arm in arms if config["arms"][arm].get("run", {}).get("rule", "bp") != "bp"}
+    arms = {
+        "error_rank": arms & {"bp", "bp+bn", "fa", "fa+bn"},
+        "remedies": feedback | arms & {"bp", "bp+bn"},
+        "alignment": feedback,
+    }.get(figure, arms)
     looks = {
         arm: {key: look[key] for key in ("label", "colour", "marker", "line")}
         for arm, look in config["arms"].items()
@@ -118,12 +123,6 @@ FIGURE_TITLES = {
 }
 # Figure scripts that another one imports.
 FIGURE_IMPORTS = {"accuracy_vs_rank": "workflow/scripts/figures/gradient_rank.py"}
-# Figures that show some arms only; the others show all that their studies have.
-FIGURE_ARMS = {
-    "error_rank": ("bp", "bp+bn", "fa", "fa+bn"),
-    "remedies": ("bp", "bp+bn", "fa", "fa+bn", "fa+muon", "fa+both"),
-    "alignment": ("fa", "fa+bn", "fa+muon", "fa+both"),
-}
 if GPUS:
     workflow.register_resource("gpu", len(GPUS) * config.get("gpu_slots", 1))
 

@@ -47,9 +47,11 @@ def collect(plan: Path, runs: Path) -> dict[str, pd.DataFrame]:
         tables["epochs"].append(pd.read_csv(path / "metrics.csv").assign(**keys))
         tables["ranks"].append(pd.DataFrame(rank_rows(path)).assign(**keys))
         tables["alignment"].append(pd.read_csv(path / "alignment.csv").assign(**keys))
+    if not tables["epochs"]:
+        raise SystemExit(f"{runs} has no finished run of {plan}: there is nothing to tabulate yet")
     collected = {"runs": pd.DataFrame(tables.pop("runs"))}
     for name, parts in tables.items():
-        frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=KEYS)
+        frame = pd.concat(parts, ignore_index=True)
         collected[name] = frame[KEYS + [c for c in frame if c not in KEYS]]
     return collected
 

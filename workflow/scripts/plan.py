@@ -20,8 +20,8 @@ def check(runs: list[dict], disk_mb: float, folder: Path) -> None:
         model = models.skeleton(config, data.SHAPES[config.dataset], data.CLASSES[config.dataset])
         optim.intervention(model, config)
         source = config.dataset, config.data_dir
-        if config.dataset != "digits" and source not in seen:
-            data.fetch(*source, config.download)
+        if source not in seen:
+            data.LOADERS[config.dataset](config)
             seen.add(source)
     free = shutil.disk_usage(folder).free / 1e6
     if free < disk_mb:
