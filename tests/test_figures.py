@@ -52,7 +52,8 @@ def write_tables(folder: Path, outcomes: dict[tuple[str, int], str], seeds: int 
                 )
             for step in STEPS:
                 for quantity, scope in [
-                    ("error", "batch"), ("error", "pooled"), ("classifier_input_error", "pooled"), ("activation", "batch"),
+                    ("error", "batch"), ("error", "pooled"), ("classifier_input_error", "pooled"),
+                    ("activation", "batch"),
                     ("update", "step"), ("gradient_trajectory", "cumulative"), ("gradient_trajectory", "window"),
                 ]:  # fmt: skip
                     for layer in ("hidden1", "head", "all"):
