@@ -17,6 +17,10 @@ include: "workflow/rules/paper.smk"
 report: "workflow/report/workflow.rst"
 
 
+onstart:
+    preflight()
+
+
 rule all:
     default_target: True
     input:

@@ -307,6 +307,8 @@ def test_the_report_holds_every_figure_with_its_caption(report, project):
     text = report.read_text()
     for name in FIGURES:
         assert f"{name}.svg" in text
+        caption = (project / f"figures/tiny/{name}.txt").read_text().split(";")[0].split("(")[0].strip()
+        assert caption in text
     assert "Tables" in text
 
 

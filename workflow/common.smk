@@ -2,7 +2,9 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
+from importlib.util import find_spec
 
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
@@ -53,6 +55,23 @@ def start_lines():
     return "\n".join(lines)
 
 
+def preflight():
+    """Stop before any training if a run or its data cannot be had. It takes seconds; a dry run leaves it out."""
+    if not find_spec("torch"):
+        return  # snakemake alone in this environment: each job checks its own run
+    disk = sum(STUDIES[run.study]["cost"]["disk_mb"] for run in RUNS.values() if not os.path.exists(run_json(run.name)))
+    asked = {"runs": [run.values() for run in RUNS.values()], "disk_mb": disk, "folder": RESULTS}
+    command = [sys.executable, "workflow/scripts/preflight.py"]
+    env = {**os.environ, "PYTHONPATH": str(workflow.basedir)}
+    done = subprocess.run(command, input=json.dumps(asked), text=True, stderr=subprocess.PIPE, env=env)
+    if done.returncode:
+        raise WorkflowError(done.stderr.strip())
+
+
+def run_json(name):
+    return f"{RESULTS}/runs/{name}/run.json"
+
+
 def planned(wildcards):
     """The run that a training job's wildcards name."""
     name = RUN_NAME.format(**wildcards)
@@ -65,7 +84,7 @@ def planned(wildcards):
 
 def finished_runs(wildcards):
     """run.json of every run; with allow_missing, of those that are there."""
-    expected = [f"{RESULTS}/runs/{name}/run.json" for name in RUNS]
+    expected = [run_json(name) for name in RUNS]
     return [path for path in expected if not config.get("allow_missing") or os.path.exists(path)]
 
 

@@ -17,7 +17,7 @@ rule figure:
             f"{FIGURES}/{{figure}}.svg",
             category="Figures",
             labels=lambda wildcards: {"figure": FIGURE_TITLES[wildcards.figure]},
-            caption=f"../../{FIGURES}/{{figure}}.txt",
+            caption="../report/figure.rst",
         ),
         pdf=f"{FIGURES}/{{figure}}.pdf",
         caption=f"{FIGURES}/{{figure}}.txt",

@@ -1,4 +1,4 @@
-# The grid: every run is checked before the first is trained, then each is a job of its own.
+# The grid: each run is a job of its own. All are checked before the first one starts, see onstart in the Snakefile.
 
 LIBRARY = [
     f"rankcollapse/{module}.py"
@@ -7,7 +7,7 @@ LIBRARY = [
 
 
 rule plan:
-    """Check all runs and their data, and write the list of them. Nothing trains before this."""
+    """The list of the runs. Training does not wait for it, so that a longer list retrains nothing."""
     output:
         f"{RESULTS}/plan.csv",
     log:
@@ -15,14 +15,13 @@ rule plan:
     benchmark:
         f"{RESULTS}/benchmarks/plan.tsv"
     conda:
-        "../../envs/train.yaml"
+        "../../envs/render.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=1000,
+        runtime=15,
     params:
         runs=[{"study": r.study, "arm": r.arm, **r.values()} for r in RUNS.values()],
-        disk_mb=sum(STUDIES[r.study]["cost"]["disk_mb"] for r in RUNS.values()),
     script:
         "../scripts/plan.py"
 
@@ -30,8 +29,7 @@ rule plan:
 rule train:
     """One run. It is retrained when its own config or the training code changes, and by nothing else."""
     input:
-        ancient(rules.plan.output),
-        code=LIBRARY,
+        LIBRARY,
     output:
         multiext(
             f"{RESULTS}/runs/{RUN_NAME}/",
