@@ -48,7 +48,7 @@ def bench(rounds: int, device_name: str) -> None:
     for name, config in NETWORKS.items():
         with_probes = _runner(replace(config, rule="fa"), device)
         without = _runner(replace(config, rule="fa", gradient_every=0, signals_every=0), device)
-        _report(name, _ratios(with_probes, without, max(1, rounds // 2)))
+        _report(name, _ratios(with_probes, without, max(1, rounds // 5)))
 
 
 def _report(name: str, ratios: list[float]) -> None:
