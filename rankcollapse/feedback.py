@@ -45,8 +45,8 @@ RULES: dict[str, Callable[[nn.Module, Init | None, torch.Generator], Tensor | No
 # ---- the backward passes ----
 #
 # Eager: the forward pass is PyTorch's own, and what its own backward pass finds in W's place is B. All that is added
-# are two hooks on what is saved, cheaper than a Function (`make bench`). torch.compile cannot trace such
-# hooks; for it the same gradients are written out as Functions, whose overhead compilation removes.
+# are two hooks on what is saved; `make bench` prints what they cost. torch.compile cannot trace such hooks; for it the
+# same gradients are written out as Functions.
 
 
 def _swapped(weight: Tensor, feedback: Tensor) -> saved_tensors_hooks:
