@@ -44,7 +44,8 @@ class Split:
         return len(self.labels)
 
     def __getitem__(self, index: Tensor) -> "Split":
-        return Split(self.images[index], self.labels[index])
+        """The samples at `index`, int64 [m]."""
+        return Split(self.images.index_select(0, index), self.labels.index_select(0, index))
 
     def to(self, device: torch.device) -> "Split":
         return Split(self.images.to(device), self.labels.to(device))
@@ -61,7 +62,9 @@ class Data:
 
     def pixels(self, images: Tensor) -> Tensor:
         """Normalised float32 [n, channels, height, width] from uint8 [n, height, width, channels]."""
-        x = ((images.float() - self.mean) / self.std).permute(0, 3, 1, 2)
+        # One long row per image: broadcasting over a last dimension of three is six times slower on a CPU.
+        mean, std = (values.expand(images.shape[1:]).contiguous() for values in (self.mean, self.std))
+        x = images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
         return x.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
 
 
@@ -74,7 +77,7 @@ def load(config: RunConfig, device: torch.device | str = "cpu") -> Data:
     held_out = stratified(train.labels, config.validation_images, generator(0, f"validation of {config.dataset}"))
     rest = torch.ones(len(train), dtype=torch.bool)
     rest[held_out] = False
-    validation, train = train[held_out], train[rest]
+    validation, train = train[held_out], train[rest.nonzero().flatten()]
     if config.train_images is not None:
         train = train[stratified(train.labels, config.train_images, generator(config.seed, "subset"))]
     mean, std = (255 * torch.tensor(values, device=device) for values in PIXELS[config.dataset])
@@ -106,17 +109,20 @@ def batches(data: Data, config: RunConfig, generator: torch.Generator) -> Iterat
     shifts = torch.randint(0, 2 * config.crop + 1, (count, 2), generator=generator).to(device) if config.crop else None
     for start in range(0, count, size):
         batch = slice(start, start + size)
-        images = data.train.images[order[batch]]
+        chosen = data.train[order[batch]]
+        images = chosen.images
         if flips is not None:
             images = flip(images, flips[batch])
         if shifts is not None:
             images = crop(images, shifts[batch], config.crop)
-        yield data.pixels(images), data.train.labels[order[batch]]
+        yield data.pixels(images), chosen.labels
 
 
 def flip(images: Tensor, chosen: Tensor) -> Tensor:
     """Mirror the chosen (bool [n]) of [n, height, width, channels] images left to right."""
-    return torch.where(chosen[:, None, None, None], images.flip(2), images)
+    both = torch.cat([images, images.flip(2)])
+    n = len(images)
+    return both.index_select(0, torch.arange(n, device=images.device) + n * chosen)
 
 
 def crop(images: Tensor, shifts: Tensor, padding: int) -> Tensor:
@@ -141,7 +147,7 @@ def _digits(config: RunConfig) -> tuple[Split, Split]:
     held_out = stratified(whole.labels, 360, generator(0, "test of digits"))
     rest = torch.ones(len(whole), dtype=torch.bool)
     rest[held_out] = False
-    return whole[rest], whole[held_out]
+    return whole[rest.nonzero().flatten()], whole[held_out]
 
 
 def _cifar(config: RunConfig) -> tuple[Split, Split]:

@@ -49,11 +49,9 @@ RULES: dict[str, Callable[[nn.Module, Init | None, torch.Generator], Tensor | No
 # same gradients are written out as Functions.
 
 
-def _swapped(weight: Tensor, feedback: Tensor) -> saved_tensors_hooks:
-    """Within this context an operation that saves `weight`, or a transpose of it, saves `feedback` instead."""
-    address = weight.data_ptr()
-    if feedback.stride() != weight.stride():  # a transpose is told by its strides, so both must lie alike in memory
-        feedback = torch.empty_like(weight).copy_(feedback)
+def _swapped(layer: nn.Module, weight: Tensor) -> saved_tensors_hooks:
+    """Within this context an operation that saves `weight`, or a transpose of it, saves the layer's B instead."""
+    address, feedback = weight.data_ptr(), _like(weight, layer)
 
     def pack(saved: Tensor) -> Tensor:
         return feedback.as_strided(saved.size(), saved.stride()) if saved.data_ptr() == address else saved
@@ -63,6 +61,22 @@ def _swapped(weight: Tensor, feedback: Tensor) -> saved_tensors_hooks:
 
 def _unpack(saved: Tensor) -> Tensor:
     return saved
+
+
+def _like(weight: Tensor, layer: nn.Module) -> Tensor:
+    """B in the dtype of `weight` and laid out in memory alike: a transpose of `weight` is told by its strides.
+
+    Kept until B changes, which most rules never do: casting it at every step would cost the MLP of the quick preset 2 %.
+    """
+    feedback = layer.feedback
+    state = feedback._version, weight.dtype, weight.stride()
+    kept = layer.__dict__.get("_feedback_like")
+    if kept is None or kept[0] is not feedback or kept[1] != state:
+        cast = feedback.to(weight.dtype)
+        if cast.stride() != weight.stride():
+            cast = torch.empty_like(weight).copy_(cast)
+        kept = layer.__dict__["_feedback_like"] = feedback, state, cast
+    return kept[2]
 
 
 class _Linear(torch.autograd.Function):
@@ -96,13 +110,13 @@ class _Conv2d(torch.autograd.Function):
         return grad_x, grad_weight, None, grad_bias, None
 
 
-def _autocast(x: Tensor, weight: Tensor, feedback: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
-    """The tensors as autocast would cast them for a matrix product."""
+def _autocast(x: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """`tensors` as autocast would cast them for a matrix product with x."""
     device = x.device.type
     if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
-        return x, weight, feedback, bias
+        return tensors
     dtype = torch.get_autocast_dtype(device)
-    return x.to(dtype), weight.to(dtype), feedback.to(dtype), None if bias is None else bias.to(dtype)
+    return tuple(None if t is None else t.to(dtype) for t in tensors)
 
 
 # ---- the layers. Where a layer's input needs no gradient, no error is sent through it and B has no part. ----
@@ -114,11 +128,11 @@ class FeedbackLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if not x.requires_grad:
             return super().forward(x)
-        x, weight, feedback, bias = _autocast(x, self.weight, self.feedback, self.bias)
         if torch.compiler.is_compiling():
-            return _Linear.apply(x, weight, feedback, bias)
-        with _swapped(weight, feedback):
-            return F.linear(x, weight, bias)
+            return _Linear.apply(*_autocast(x, x, self.weight, self.feedback, self.bias))
+        (weight,) = _autocast(x, self.weight)
+        with _swapped(self, weight):
+            return F.linear(x, weight, self.bias)
 
 
 class FeedbackConv2d(nn.Conv2d):
@@ -130,14 +144,14 @@ class FeedbackConv2d(nn.Conv2d):
         padding = self.padding
         if self.padding_mode != "zeros" or isinstance(padding, str):
             x, padding = self._pad(x), (0, 0)  # a copy of pixels: autograd passes the error back through it exactly
-        x, weight, feedback, bias = _autocast(x, self.weight, self.feedback, self.bias)
         geometry = self.stride, padding, self.dilation, self.groups
         if torch.compiler.is_compiling():
             batch = x if x.dim() == 4 else x.unsqueeze(0)  # a single image may come without a batch dimension
-            y = _Conv2d.apply(batch, weight, feedback, bias, geometry)
+            y = _Conv2d.apply(*_autocast(x, batch, self.weight, self.feedback, self.bias), geometry)
             return y if x.dim() == 4 else y.squeeze(0)
-        with _swapped(weight, feedback):
-            return F.conv2d(x, weight, bias, *geometry)
+        (weight,) = _autocast(x, self.weight)
+        with _swapped(self, weight):
+            return F.conv2d(x, weight, self.bias, *geometry)
 
     def _pad(self, x: Tensor) -> Tensor:
         if self.padding == "valid":

@@ -4,6 +4,7 @@ A probe leaves training as it was, to the bit: it draws from no generator of the
 running statistics of batch norm back.
 """
 
+import math
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,13 +63,16 @@ class Probes:
         self.weights = models.matrices(model)
         self.spectra: list[Spectrum] = []
         self.alignment: list[Alignment] = []
+        # Under bf16 autocast a gradient is a bf16 tensor cast to float32: kept as bf16, nothing of it is lost.
+        dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
         self.rows = {
-            name: torch.empty(config.gradient_rows, w.numel(), device=w.device) for name, w in self.weights.items()
+            name: torch.empty(config.gradient_rows, w.numel(), dtype=dtype, device=w.device)
+            for name, w in self.weights.items()
         }
         self.steps: list[int] = []
         self.pool: dict[tuple[str, str], list[Tensor]] = {}
         self.signal_steps: list[int] = []
-        self.before: dict[str, Tensor] = {}
+        self.before = {name: torch.empty_like(w) for name, w in self.weights.items()}
 
     # -- gradient trajectory --
 
@@ -85,7 +89,7 @@ class Probes:
         if total < 2:
             return
         # The rows are full-rank with minibatch noise, so float32 products resolve them; see ranks for the rest.
-        grams = {name: rows[:total] @ rows[:total].t() for name, rows in self.rows.items()}
+        grams = {name: _gram(rows[:total]) for name, rows in self.rows.items()}
         grams[ALL] = torch.stack(list(grams.values())).sum(0)
         for t in sorted({*range(stride, total, stride), total} - {1}):
             for name, gram in grams.items():
@@ -112,14 +116,16 @@ class Probes:
             self.pool.setdefault((quantity, name), []).append(values[:POOLED_IMAGES])
         self.signal_steps.append(step)
         self._alignment(step, gradients)
-        self.before = {name: w.detach().clone() for name, w in self.weights.items()}
+        for name, weight in self.weights.items():
+            self.before[name].copy_(weight.detach())
 
     def update(self, step: int) -> None:
         """After a step: the spectrum of its update, if signals were probed just before it."""
+        if self.signal_steps[-1:] != [step]:
+            return
         for name, before in self.before.items():
             values = (self.weights[name].detach() - before).flatten(1)
             self._add("update", name, "step", step, len(values), singular_values(values))
-        self.before = {}
 
     def _passes(self) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, dict[str, Tensor]]:
         """δ and h of every layer [samples, features], ∂L/∂h of the classifier's input, and the weights' gradients."""
@@ -156,16 +162,17 @@ class Probes:
             exact = dict(zip(self.weights, torch.autograd.grad(loss, list(self.weights.values())), strict=True))
         names = list(self.weights)
         for name in names[1:]:  # no error is sent below the first layer: its B is never used
-            self._align("weight", name, step, layers[name].weight, layers[name].feedback)
-        for name in names[:-1]:  # the classifier's gradient is exact in every rule: its cosine is 1
-            self._align("gradient", name, step, gradients[name], exact[name])
-        if len(names) > 1:
-            whole = [torch.cat([g[name].flatten() for name in names[:-1]]) for g in (gradients, exact)]
-            self._align("gradient", ALL, step, *whole)
+            self._align("weight", name, step, _products(layers[name].weight, layers[name].feedback))
+        # The classifier's gradient is exact in every rule: its cosine is 1.
+        products = {name: _products(gradients[name], exact[name]) for name in names[:-1]}
+        for name, found in products.items():
+            self._align("gradient", name, step, found)
+        if products:
+            self._align("gradient", ALL, step, torch.stack(list(products.values())).sum(0))
 
-    def _align(self, quantity: str, name: str, step: int, a: Tensor, b: Tensor) -> None:
-        a, b = a.detach().flatten().double(), b.detach().flatten().double()
-        self.alignment.append(Alignment(quantity, name, step, float(F.cosine_similarity(a, b, dim=0))))
+    def _align(self, quantity: str, name: str, step: int, products: Tensor) -> None:
+        ab, aa, bb = products.tolist()
+        self.alignment.append(Alignment(quantity, name, step, ab / (aa * bb) ** 0.5 if aa * bb else math.nan))
 
     # -- the end --
 
@@ -181,6 +188,22 @@ class Probes:
 
     def _add(self, quantity: str, layer: str, scope: str, step: int, rows: int, values: np.ndarray) -> None:
         self.spectra.append(Spectrum(quantity, layer, scope, step, rows, values))
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """a·b, a·a and b·b of two tensors of one shape, float64 [3]."""
+    a, b = a.detach().flatten().double(), b.detach().flatten().double()
+    return torch.stack([a @ b, a @ a, b @ b])
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """A Aᵀ, float32 [T, T], of rows [T, P] of any type; by slices, so that no float32 copy of all of A is made."""
+    gram = rows.new_zeros(len(rows), len(rows), dtype=torch.float32)
+    buffer = rows.new_empty(len(rows), 2**13, dtype=torch.float32)
+    for part in rows.split(2**13, dim=1):
+        columns = buffer[:, : part.shape[1]].copy_(part)
+        gram.addmm_(columns, columns.t())
+    return gram
 
 
 @contextmanager
