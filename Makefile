@@ -46,7 +46,7 @@ format: setup
 	$(BIN)/snakefmt Snakefile workflow
 
 bench: setup ## cost of feedback alignment against backpropagation, and of the probes
-	$(BIN)/python -m rankcollapse bench
+	$(BIN)/python -m rankcollapse bench config.yaml presets/quick.yaml
 
 readme: setup ## write the claims table into README.md
 	$(BIN)/python workflow/scripts/readme.py

@@ -1,10 +1,12 @@
-"""The command line: `python -m rankcollapse train CONFIG --out DIR`, and `bench`, see --help."""
+"""The command line: `python -m rankcollapse train CONFIG --out DIR` and `bench CONFIG ...`, see --help."""
 
 import argparse
+import functools
 import sys
 import time
 from typing import TextIO
 
+from rankcollapse import grid
 from rankcollapse.config import InputError, read, run_config
 
 
@@ -58,12 +60,13 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
+    planned = grid.runs(functools.reduce(grid.overlay, map(read, args.configs)))
     import torch
 
     from rankcollapse.bench import bench
 
     torch.set_num_threads(args.threads)
-    bench(args.rounds, args.device)
+    bench(planned, args.rounds, args.device)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,7 +84,8 @@ def parser() -> argparse.ArgumentParser:
     train.set_defaults(call=_train)
 
     bench = commands.add_parser("bench", help="print the cost of feedback alignment and of the probes, as ratios")
-    bench.add_argument("--rounds", type=int, default=10, help="interleaved repetitions (default 10)")
+    bench.add_argument("configs", metavar="CONFIG", nargs="+", help="a grid's config, and presets to lay over it")
+    bench.add_argument("--rounds", type=int, default=30, help="interleaved timings of the step (default 30)")
     bench.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where (default auto)")
     bench.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     bench.set_defaults(call=_bench)

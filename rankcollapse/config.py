@@ -85,6 +85,12 @@ class RunConfig:
             raise InputError(f"batch_size is {self.batch_size}, more than the {self.images} training images")
         if self.probe_images and self.probe_images > self.images:
             raise InputError(f"probe_images is {self.probe_images}, more than the {self.images} training images")
+        if self.precision == "bfloat16" and self.dataset == "digits" and self.architecture != "mlp":
+            # oneDNN (torch 2.14) leaves the taps of a strided 3x3 kernel that see only padding uninitialised.
+            raise InputError(
+                "precision is 'bfloat16', in which CPUs get convolutions over single pixels wrong, and to those the "
+                "8 x 8 digits shrink; it must be 'float32' for digits"
+            )
         if self.update == "top_r" and self.rank is None:
             raise InputError("rank is missing: update 'top_r' needs the number of singular directions to keep")
         if self.update == "full_rank" and self.norm is None:

@@ -25,6 +25,14 @@ class Run:
         return dataclasses.asdict(self.config)
 
 
+def overlay(config: dict, over: dict) -> dict:
+    """`config` with the keys of `over` laid on it, nested ones key by key, as `snakemake --configfile` does."""
+    both = {
+        k: overlay(config[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(config.get(k), dict)
+    }
+    return {**config, **over, **both}
+
+
 def runs(config: dict) -> list[Run]:
     """Every run of a grid's config, in its order. Raises InputError, one sentence, for whatever cannot be run."""
     check_against_schema(config, None, "config")

@@ -198,12 +198,14 @@ def _products(a: Tensor, b: Tensor) -> Tensor:
 
 def _gram(rows: Tensor) -> Tensor:
     """A Aᵀ, float32 [T, T], of rows [T, P] of any type; by slices, so that no float32 copy of all of A is made."""
-    gram = rows.new_zeros(len(rows), len(rows), dtype=torch.float32)
-    buffer = rows.new_empty(len(rows), 2**13, dtype=torch.float32)
+    total, block = len(rows), -(-len(rows) // 3)
+    gram = rows.new_zeros(total, total, dtype=torch.float32)
+    buffer = rows.new_empty(total, 2**13, dtype=torch.float32)
     for part in rows.split(2**13, dim=1):
         columns = buffer[:, : part.shape[1]].copy_(part)
-        gram.addmm_(columns, columns.t())
-    return gram
+        for i in range(0, total, block):  # only at and below the diagonal: two thirds of the work
+            gram[i:, i : i + block].addmm_(columns[i:], columns[i : i + block].t())
+    return gram.tril() + gram.tril(-1).t()
 
 
 @contextmanager

@@ -101,6 +101,21 @@ def test_divergence_is_shouted_but_is_no_error(config_file, tmp_path, capsys):
     assert "DIVERGED in epoch 1" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_bench_prints_two_ratios_for_each_plain_fa_run_of_the_grid(capsys):
+    root = os.path.dirname(os.path.dirname(__file__))
+    configs = [os.path.join(root, "config.yaml"), os.path.join(root, "tests", "tiny.yaml")]
+    assert main(["bench", *configs, "--rounds", "2", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.sub(r"\d+\.\d+", "x", line) for line in lines if "fa" in line] == 2 * [f"  {'mlp, fa':24s} x (x to x)"]
+
+
+def test_bench_names_what_is_wrong_with_a_config(tmp_path, capsys, one_sentence):
+    path = tmp_path / "grid.yaml"
+    path.write_text("studies: []")
+    assert main(["bench", str(path)]) == 2
+    one_sentence(capsys.readouterr().err.removesuffix("\n"), "config", "is missing")
+
+
 def test_help_names_the_commands_and_their_options(capsys):
     for arguments, words in (
         (["--help"], ["train", "bench"]),

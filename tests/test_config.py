@@ -95,6 +95,7 @@ BAD = [
     ({"train_images": 64, "probe_images": 65}, "probe_images is 65"),
     ({"validation_images": 5}, "validation_images is 5"),
     ({"validation_images": 2000}, "validation_images"),
+    ({"architecture": "cnn4", "precision": "bfloat16"}, "precision is 'bfloat16'"),
     ({"update": "top_r"}, "rank is missing"),
     ({"update": "full_rank"}, "norm is missing"),
     ({"update": "top_r", "rank": 0}, "rank is 0"),
@@ -318,3 +319,13 @@ def test_the_schema_travels_with_the_package():
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     patterns = tool.get("package-data", {}).get("rankcollapse", [])
     assert any(module.SCHEMA.match(pattern) for pattern in patterns)
+
+
+def test_overlays_are_laid_as_snakemake_lays_them():
+    from snakemake.utils import update_config
+
+    base, over = read(ROOT / "config.yaml"), read(ROOT / "presets" / "quick.yaml")
+    expected = read(ROOT / "config.yaml")
+    update_config(expected, over)
+    assert grid.overlay(base, over) == expected
+    assert base == read(ROOT / "config.yaml"), "the config laid upon is left alone"

@@ -524,3 +524,22 @@ def test_the_memory_layout_of_b_does_not_matter(layer):
     assert layer.feedback.stride() != b.stride()
     (found,) = torch.autograd.grad(model(x).square().sum(), x)
     assert torch.allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(5, 4), nn.Conv2d(3, 4, 3)], ids=["linear", "convolution"])
+def test_a_b_that_is_changed_in_any_way_counts_from_the_next_pass(layer):
+    x = torch.randn(2, *([5] if isinstance(layer, nn.Linear) else [3, 6, 6]), requires_grad=True)
+    model = convert(nn.Sequential(layer), "fa", gen(0))
+
+    def sent_back():
+        with torch.autocast("cpu", torch.bfloat16):
+            y = model(x)
+        return torch.autograd.grad(y.float().sum(), x)[0]
+
+    once = sent_back()
+    model.load_state_dict({**model.state_dict(), "0.feedback": 2 * layer.feedback})
+    assert torch.equal(sent_back(), 2 * once)
+    layer.feedback.data.mul_(2)
+    assert torch.equal(sent_back(), 4 * once)
+    layer.feedback = 2 * layer.feedback
+    assert torch.equal(sent_back(), 8 * once)

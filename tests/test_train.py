@@ -166,6 +166,31 @@ def test_trajectory_rows_are_those_of_every_nth_step(tiny, tmp_path):
     assert [(s.step, s.rows) for s in found] == [(3, 2), (9, 4)]
 
 
+@pytest.mark.parametrize("rule", ["bp", "fa"])
+@pytest.mark.parametrize("architecture", ["mlp", "cnn4", "resnet18"])
+def test_bfloat16_rows_lose_nothing_of_a_gradient_under_autocast(architecture, rule):
+    config = RunConfig(architecture=architecture, rule=rule, dataset="cifar10", width=4, precision="bfloat16")
+    model, g = make_model(config), torch.Generator().manual_seed(1)
+    images, labels = torch.randn(64, 3, 32, 32, generator=g), torch.randint(0, 10, (64,), generator=g)
+    probe = probes.Probes(model, images, labels, config)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(images)
+    F.cross_entropy(logits.float(), labels).backward()
+    probe.gradient(0)
+    for name, weight in models.matrices(model).items():
+        assert probe.rows[name].dtype == torch.bfloat16
+        assert torch.equal(probe.rows[name][0].float().view(weight.shape), weight.grad), name
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(2, 5), (3, 8192), (7, 8193), (50, 20_000)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gram_matrix_of_rows_is_numpys(rows, columns, dtype):
+    matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows)).to(dtype)
+    found, a = probes._gram(matrix), matrix.double().numpy()
+    np.testing.assert_allclose(found.numpy(), a @ a.T, atol=1e-5 * columns)
+    assert torch.equal(found, found.t())
+
+
 def test_signals_before_the_first_step_are_those_of_the_initial_net(tiny, probed):
     """Errors, activations and the classifier's input error at step 0, worked by hand for the mlp."""
     folder, configs = probed
