@@ -20,7 +20,7 @@ STEPS = 40  # of training in one timing of the step
 
 
 def bench(runs: list[Run], rounds: int, device_name: str) -> None:
-    """Print FA / BP of a training step, and with / without probes of a whole run, for the network of each plain FA run."""
+    """Print FA / BP of a training step, and with / without probes of a whole run, for each plain FA run's network."""
     device = pick_device(device_name)
     configs = {f"{run.study}, {run.arm}": run.config for run in reversed(runs) if _plain(run.config)}
     print(f"{environment(device)['device']}, {torch.get_num_threads()} threads, torch {torch.__version__}")

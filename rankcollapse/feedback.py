@@ -49,11 +49,9 @@ RULES: dict[str, Callable[[nn.Module, Init | None, torch.Generator], Tensor | No
 # same gradients are written out as Functions.
 
 
-def _swapped(weight: Tensor, feedback: Tensor) -> saved_tensors_hooks:
-    """Within this context an operation that saves `weight`, or a transpose of it, saves `feedback` instead."""
-    address, feedback = weight.data_ptr(), feedback.to(weight.dtype)
-    if feedback.stride() != weight.stride():  # a transpose is told by its strides, so both must lie alike in memory
-        feedback = torch.empty_like(weight).copy_(feedback)
+def _swapped(layer: nn.Module, weight: Tensor) -> saved_tensors_hooks:
+    """Within this context an operation that saves `weight`, or a transpose of it, saves the layer's B instead."""
+    address, feedback = weight.data_ptr(), _like(weight, layer)
 
     def pack(saved: Tensor) -> Tensor:
         return feedback.as_strided(saved.size(), saved.stride()) if saved.data_ptr() == address else saved
@@ -63,6 +61,22 @@ def _swapped(weight: Tensor, feedback: Tensor) -> saved_tensors_hooks:
 
 def _unpack(saved: Tensor) -> Tensor:
     return saved
+
+
+def _like(weight: Tensor, layer: nn.Module) -> Tensor:
+    """B in the dtype of `weight` and laid out in memory alike: a transpose of `weight` is told by its strides.
+
+    Kept until B changes, as autograd's version counter sees it: a cast at every step costs a small MLP 3 %.
+    """
+    feedback = layer.feedback
+    state = feedback._version, weight.dtype, weight.stride()
+    kept = layer.__dict__.get("_feedback_like")
+    if kept is None or kept[0] is not feedback or kept[1] != state:
+        cast = feedback.to(weight.dtype)
+        if cast.stride() != weight.stride():
+            cast = torch.empty_like(weight).copy_(cast)
+        kept = layer.__dict__["_feedback_like"] = feedback, state, cast
+    return kept[2]
 
 
 class _Linear(torch.autograd.Function):
@@ -117,7 +131,7 @@ class FeedbackLinear(nn.Linear):
         if torch.compiler.is_compiling():
             return _Linear.apply(*_autocast(x, x, self.weight, self.feedback, self.bias))
         (weight,) = _autocast(x, self.weight)
-        with _swapped(weight, self.feedback):
+        with _swapped(self, weight):
             return F.linear(x, weight, self.bias)
 
 
@@ -136,7 +150,7 @@ class FeedbackConv2d(nn.Conv2d):
             y = _Conv2d.apply(*_autocast(x, batch, self.weight, self.feedback, self.bias), geometry)
             return y if x.dim() == 4 else y.squeeze(0)
         (weight,) = _autocast(x, self.weight)
-        with _swapped(weight, self.feedback):
+        with _swapped(self, weight):
             return F.conv2d(x, weight, self.bias, *geometry)
 
     def _pad(self, x: Tensor) -> Tensor:

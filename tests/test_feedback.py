@@ -527,7 +527,7 @@ def test_the_memory_layout_of_b_does_not_matter(layer):
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(5, 4), nn.Conv2d(3, 4, 3)], ids=["linear", "convolution"])
-def test_a_b_that_is_changed_in_any_way_counts_from_the_next_pass(layer):
+def test_a_b_that_is_loaded_or_written_or_assigned_counts_from_the_next_pass(layer):
     x = torch.randn(2, *([5] if isinstance(layer, nn.Linear) else [3, 6, 6]), requires_grad=True)
     model = convert(nn.Sequential(layer), "fa", gen(0))
 
@@ -539,7 +539,11 @@ def test_a_b_that_is_changed_in_any_way_counts_from_the_next_pass(layer):
     once = sent_back()
     model.load_state_dict({**model.state_dict(), "0.feedback": 2 * layer.feedback})
     assert torch.equal(sent_back(), 2 * once)
-    layer.feedback.data.mul_(2)
+    layer.feedback.mul_(2)
     assert torch.equal(sent_back(), 4 * once)
     layer.feedback = 2 * layer.feedback
     assert torch.equal(sent_back(), 8 * once)
+    with exact_feedback(model):
+        assert not torch.equal(sent_back(), 8 * once)
+    assert torch.equal(sent_back(), 8 * once)
+    assert torch.equal(copy.deepcopy(model)[0].feedback, layer.feedback)

@@ -48,11 +48,22 @@ def settle(table: pd.DataFrame, **changes) -> dict:
     return claims.settle(claim(**changes), {"runs": table.assign(test_percent=100 * table["test_accuracy"])})
 
 
-def test_accuracy_counts_every_run_and_takes_the_sample_deviation():
+def test_accuracy_is_that_of_the_finished_runs_and_counts_the_others():
     table = summarise.accuracy(runs(fa=[0.4, 0.5, float("nan"), 0.1]), []).iloc[0]
-    assert (table["n"], table["planned"], table["diverged"], table["missing"]) == (3, 4, 1, 1)
-    assert table["test_percent_mean"] == pytest.approx(100 / 3)
-    assert table["test_percent_std"] == pytest.approx(np.std([40, 50, 10], ddof=1))
+    assert (table["n"], table["planned"], table["diverged"], table["missing"]) == (2, 4, 1, 1)
+    assert table["test_percent_mean"] == pytest.approx(45)
+    assert table["test_percent_std"] == pytest.approx(np.std([40, 50], ddof=1))
+
+
+def test_an_arm_that_always_diverges_has_no_mean_and_is_in_the_table():
+    table = summarise.accuracy(runs(fa=[0.1, 0.1]), []).iloc[0]
+    assert (table["n"], table["diverged"]) == (0, 2)
+    assert np.isnan(table["test_percent_mean"])
+
+
+def test_rows_of_runs_that_did_not_finish_stay_out_of_the_means():
+    tidy = pd.DataFrame([{**KEYS, "arm": "fa", "seed": seed, "value": seed} for seed in range(3)])
+    assert summarise.finished(runs(fa=[0.4, 0.1, 0.5]), tidy)["seed"].tolist() == [0, 2]
 
 
 def test_the_papers_numbers_stand_beside_ours_only_where_it_gives_one():
@@ -98,6 +109,12 @@ def test_verdicts(left, right, relation, verdict):
 def test_only_seeds_that_both_arms_have_are_paired():
     row = settle(runs(fa=[0.4, 0.5, float("nan")], bp=[0.6, float("nan"), 0.7]))
     assert (row["n"], row["left_mean"], row["right_mean"]) == (1, 40.0, 60.0)
+
+
+@pytest.mark.parametrize("left", [[0.40, 0.41, 0.42, 0.1], [0.1, 0.1]])
+def test_a_claim_that_lost_a_run_to_divergence_is_inconclusive(left):
+    row = settle(runs(fa=left, bp=[0.60, 0.62, 0.61, 0.63]))
+    assert (row["n"], row["diverged"], row["verdict"]) == (left.count(0.1) % 2 * 3, left.count(0.1), "inconclusive")
 
 
 def test_a_claim_on_a_number_compares_with_the_number():

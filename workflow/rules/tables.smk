@@ -82,6 +82,7 @@ rule claims:
         tables=rules.collect.output,
         claims="paper/claims.yaml",
         script="workflow/scripts/claims.py",
+        finished="workflow/scripts/summarise.py",
     output:
         report(
             f"{RESULTS}/summary/claims.csv",

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from scipy import stats
+from summarise import finished
 
 from rankcollapse import files
 
@@ -27,7 +28,7 @@ def read_claims(path: Path) -> list[dict]:
 
 
 def per_seed(claim: dict, arm: str, tables: dict[str, pd.DataFrame]) -> pd.Series:
-    """The claim's quantity in one arm, a value per seed; empty where there are no such runs."""
+    """The claim's quantity in one arm, a value per seed that finished; empty where there are no such runs."""
     quantity = claim["quantity"]
     table, column = (
         ("runs", "test_percent") if quantity == "accuracy" else (quantity["table"], quantity.get("measure", "value"))
@@ -39,7 +40,7 @@ def per_seed(claim: dict, arm: str, tables: dict[str, pd.DataFrame]) -> pd.Serie
             if key in quantity:
                 rows = rows[rows[key] == quantity[key]]
         rows = rows[rows["step"] == rows.groupby("seed")["step"].transform("max")]
-    return rows.set_index("seed")[column].dropna()
+    return finished(tables["runs"], rows).set_index("seed")[column].dropna()
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -50,10 +51,17 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return values.mean() - half, values.mean() + half
 
 
-def verdict(relation: str, n: int, low: float, high: float) -> str:
-    if n == 0:
+def diverged(claim: dict, runs: pd.DataFrame) -> int:
+    """How many runs of the claim's two arms diverged."""
+    mine = (runs["study"] == claim["study"]) & (runs["dataset"] == claim["dataset"])
+    mine &= runs["arm"].isin([claim["left"], claim["right"]])
+    return int((runs.loc[mine, "outcome"] == "diverged").sum())
+
+
+def verdict(relation: str, n: int, diverged: int, low: float, high: float) -> str:
+    if n == 0 and not diverged:
         return "not tested"
-    if n < 2 or low <= 0 <= high:
+    if n < 2 or diverged or low <= 0 <= high:
         return "inconclusive"
     return "reproduced" if (high < 0) == (relation == "less") else "not reproduced"
 
@@ -65,10 +73,11 @@ def settle(claim: dict, tables: dict[str, pd.DataFrame]) -> dict:
     right = pd.Series(float(claim["right"]), index=left.index) if number else per_seed(claim, claim["right"], tables)
     difference = (left - right).dropna()
     low, high = interval(difference.to_numpy())
-    paired = difference.index
+    paired, lost = difference.index, diverged(claim, tables["runs"])
     return {
         **{key: claim[key] for key in ("id", "statement", "source", "study", "dataset", "left", "relation", "right")},
         "n": len(difference),
+        "diverged": lost,
         "left_mean": left[paired].mean(),
         "right_mean": right[paired].mean(),
         "difference": difference.mean(),
@@ -76,7 +85,7 @@ def settle(claim: dict, tables: dict[str, pd.DataFrame]) -> dict:
         "high": high,
         "paper": claim.get("paper"),
         "paper_is": "" if "paper" not in claim else "left" if number else "difference",
-        "verdict": verdict(claim["relation"], len(difference), low, high),
+        "verdict": verdict(claim["relation"], len(difference), lost, low, high),
     }
 
 

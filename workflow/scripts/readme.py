@@ -25,8 +25,9 @@ def block(claims: pd.DataFrame, provenance: dict) -> str:
         "|---|---|---|---|",
     ]
     for row in tested.itertuples():
-        difference = f"{row.difference:.3g} [{row.low:.3g}, {row.high:.3g}]"
-        lines.append(f"| {row.statement} ({row.source}) | {difference} | {row.n} | {MARKS[row.verdict]} |")
+        difference = f"{row.difference:.3g} [{row.low:.3g}, {row.high:.3g}]" if row.n else "–"
+        n = f"{row.n}, {row.diverged} diverged" if row.diverged else row.n
+        lines.append(f"| {row.statement} ({row.source}) | {difference} | {n} | {MARKS[row.verdict]} |")
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
 """From the tidy tables to the summaries that the paper prints: mean, standard deviation and n over seeds.
 
-accuracy.csv, ranks.csv, alignment.csv, cost.csv. A diverged run counts with what it measured; a missing one is counted.
+accuracy.csv, ranks.csv, alignment.csv, cost.csv. Means are those of the finished runs; diverged and missing ones are
+counted beside them.
 """
 
 import argparse
@@ -12,6 +13,12 @@ import yaml
 from rankcollapse import files
 
 ARM = ["study", "dataset", "architecture", "arm"]
+RUN = ["study", "dataset", "arm", "seed"]
+
+
+def finished(runs: pd.DataFrame, tidy: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a tidy table that come from finished runs."""
+    return tidy.merge(runs.loc[runs["outcome"] == "finished", RUN], on=RUN)
 
 
 def spread(values: pd.core.groupby.DataFrameGroupBy, columns: list[str]) -> pd.DataFrame:
@@ -25,8 +32,10 @@ def spread(values: pd.core.groupby.DataFrameGroupBy, columns: list[str]) -> pd.D
 def accuracy(runs: pd.DataFrame, published: list[dict]) -> pd.DataFrame:
     """Test accuracy in % per arm, beside the paper's where it gives one."""
     runs = runs.assign(test_percent=100 * runs["test_accuracy"], validation_percent=100 * runs["validation_accuracy"])
+    measured = ["test_percent", "validation_percent"]
+    runs[measured] = runs[measured].where(runs["outcome"] == "finished")
     arms = runs.groupby(ARM, sort=False)
-    table = spread(arms, ["test_percent", "validation_percent"])
+    table = spread(arms, measured)
     table.insert(0, "n", arms["test_percent"].count())
     table.insert(1, "planned", arms.size())
     for position, outcome in enumerate(["diverged", "missing"], start=2):
@@ -60,7 +69,8 @@ def alignment(tidy: pd.DataFrame) -> pd.DataFrame:
 
 
 def cost(runs: pd.DataFrame) -> pd.DataFrame:
-    """Seconds, throughput and peak memory of a run; probe_percent is the probes' share of training time."""
+    """Seconds, throughput and peak memory of a finished run; probe_percent is the probes' share of training time."""
+    runs = finished(runs, runs)
     runs = runs.assign(probe_percent=100 * runs["probe_seconds"] / runs["train_seconds"])
     arms = runs.groupby(ARM, sort=False)
     table = spread(arms, ["seconds", "images_per_second", "memory_mb", "probe_percent"])
@@ -78,8 +88,8 @@ def main() -> None:
     runs = pd.read_csv(args.tables / "runs.csv")
     summaries = {
         "accuracy": accuracy(runs, yaml.safe_load(args.published.read_text())),
-        "ranks": ranks(pd.read_csv(args.tables / "ranks.csv.gz")),
-        "alignment": alignment(pd.read_csv(args.tables / "alignment.csv")),
+        "ranks": ranks(finished(runs, pd.read_csv(args.tables / "ranks.csv.gz"))),
+        "alignment": alignment(finished(runs, pd.read_csv(args.tables / "alignment.csv"))),
         "cost": cost(runs),
     }
     for name, table in summaries.items():
