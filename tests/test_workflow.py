@@ -206,6 +206,27 @@ def test_use_conda_without_conda_names_both_ways_on(fresh):
     assert "leave --use-conda out" in result.stderr + result.stdout
 
 
+def test_under_use_conda_the_environments_hold_all_that_the_rules_need(tmp_path):
+    """Nothing but what envs/ lists is in them: not this package, which no one has installed there, nor pytest."""
+    folder = copy_project(tmp_path)
+    values = yaml.safe_load((folder / "tests" / "tiny.yaml").read_text())
+    configfile = overlay(
+        folder, "one.yaml", seeds=[0], studies=[{**values["studies"][0], "arms": {"fa": {"lr": 0.05}}}]
+    )
+    path = [folder / "tests" / "doubles" / "conda" / "bin", Path(sys.executable).parent, "/usr/bin", "/bin"]
+    env = {"PATH": os.pathsep.join(map(str, path)), "PYTHONPATH": ""}
+    result = snakemake(folder, "--cores", "2", "--use-conda", "--configfile", configfile, env=env)
+    assert result.returncode == 0, result.stderr[-5000:]
+    assert (folder / "paper" / "tiny" / "replication.pdf").exists()
+    environments = [p for p in (folder / ".snakemake" / "conda").iterdir() if p.is_dir()]
+    assert len(environments) == 2
+    for prefix in environments:
+        gone = subprocess.run([prefix / "bin" / "python", "-c", "import pytest"], capture_output=True, cwd=tmp_path)
+        assert gone.returncode == 1
+    used = re.findall(r"Activating conda environment: (\S+)", result.stderr)
+    assert {Path(p).name for p in used} == {p.name for p in environments}
+
+
 def study(**changes) -> list[dict]:
     run = {"architecture": "mlp", "width": 16, "depth": 1, **changes.pop("run", {})}
     arms = {"bp": {"lr": 0.05, **changes.pop("arm", {})}}
