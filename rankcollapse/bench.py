@@ -27,30 +27,33 @@ def bench(runs: list[Run], rounds: int, device_name: str) -> None:
     with deterministic():
         print(f"FA step / BP step, median of {rounds} rounds of {STEPS} steps (quartiles); at most 1.05 is wanted")
         for name, config in reversed(configs.items()):
-            _report(name, _ratios(_steps(config, device), _steps(replace(config, rule="bp"), device), rounds))
+            _report(name, _rounds(_steps(config, device), _steps(replace(config, rule="bp"), device), rounds))
         rounds = max(2, rounds // 10)
         print(f"run with probes / run without, median of {rounds} rounds (quartiles); at most 1.10 is wanted")
+        every = []
         for name, config in reversed(configs.items()):
             without = replace(config, gradient_every=0, signals_every=0)
-            _report(name, _ratios(_run(config, device), _run(without, device), rounds))
+            every.append(_rounds(_run(config, device), _run(without, device), rounds))
+            _report(name, every[-1])
+        _report("all of these", [tuple(map(sum, zip(*one, strict=True))) for one in zip(*every, strict=True)])
 
 
 def _plain(config: RunConfig) -> bool:
     return config.rule == "fa" and config.optimizer == "sgd" and config.update == "full"
 
 
-def _report(name: str, ratios: list[float]) -> None:
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+def _report(name: str, seconds: list[tuple[float, float]]) -> None:
+    low, middle, high = statistics.quantiles([a / b for a, b in seconds], n=4, method="inclusive")
     print(f"  {name:24s} {middle:.3f} ({low:.3f} to {high:.3f})", flush=True)
 
 
-def _ratios(a: Callable[[], float], b: Callable[[], float], rounds: int) -> list[float]:
-    """Seconds of a over seconds of b, round by round, the first of the two in turn; after a round to warm up."""
+def _rounds(a: Callable[[], float], b: Callable[[], float], rounds: int) -> list[tuple[float, float]]:
+    """Seconds of a and of b, round by round, the first of the two in turn."""
     found = []
-    for i in range(rounds + 1):
+    for i in range(rounds):
         seconds = {call: call() for call in ((a, b) if i % 2 else (b, a))}
-        found.append(seconds[a] / seconds[b])
-    return found[1:]
+        found.append((seconds[a], seconds[b]))
+    return found
 
 
 def _steps(config: RunConfig, device: torch.device) -> Callable[[], float]:
@@ -59,7 +62,12 @@ def _steps(config: RunConfig, device: torch.device) -> Callable[[], float]:
     short = replace(config, epochs=1, train_images=images, validation_images=10, gradient_every=0, signals_every=0)
     model, data = make_model(short, device), _random_data(short, device)
     probe = make_probes(model, data, short)
-    return lambda: fit(model, data, short, probe)[2]["train"]
+
+    def steps() -> float:
+        return fit(model, data, short, probe)[2]["train"]
+
+    steps()  # to warm up
+    return steps
 
 
 def _run(config: RunConfig, device: torch.device) -> Callable[[], float]:

@@ -106,7 +106,10 @@ def test_bench_prints_two_ratios_for_each_plain_fa_run_of_the_grid(capsys):
     configs = [os.path.join(root, "config.yaml"), os.path.join(root, "tests", "tiny.yaml")]
     assert main(["bench", *configs, "--rounds", "2", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [re.sub(r"\d+\.\d+", "x", line) for line in lines if "fa" in line] == 2 * [f"  {'mlp, fa':24s} x (x to x)"]
+    ratios = [line for line in lines if line.startswith("  ")]
+    assert [line[:26].strip() for line in ratios] == ["mlp, fa", "mlp, fa", "all of these"]
+    assert all(re.fullmatch(r"\d+\.\d{3} \(\d+\.\d{3} to \d+\.\d{3}\)", line[27:]) for line in ratios)
+    assert ratios[1][27:] == ratios[2][27:], "the sum over one network is that network's"
 
 
 def test_bench_names_what_is_wrong_with_a_config(tmp_path, capsys, one_sentence):
