@@ -50,7 +50,7 @@ def start_lines():
     if wants_gpu and not GPUS:
         lines.append(
             "  No GPU here, and this grid is made for GPUs: on CPU cores take --configfile presets/quick.yaml (real CIFAR, "
-            "half an hour on two cores) or presets/demo.yaml (4 minutes, no download)."
+            "20 minutes on two cores) or presets/demo.yaml (4 minutes, no download)."
         )
     return "\n".join(lines)
 
