@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from rankcollapse import data as datasets
-from rankcollapse.config import RunConfig
+from rankcollapse.config import InputError, RunConfig
 from rankcollapse.grid import Run
 from rankcollapse.training import deterministic, environment, fit, make_model, make_probes, pick_device
 
@@ -20,26 +20,38 @@ STEPS = 40  # of training in one timing of the step
 
 
 def bench(runs: list[Run], rounds: int, device_name: str) -> None:
-    """Print FA / BP of a training step, and with / without probes of a whole run, for each plain FA run's network."""
+    """Print FA / BP of a training step, and with / without probes of a whole run, for each plain FA run's network.
+
+    Raises InputError for less than two rounds and for a grid without such a run.
+    """
+    if rounds < 2:
+        raise InputError(f"--rounds is {rounds}; it must be 2 or more, since a single timing has no spread")
     device = pick_device(device_name)
-    configs = {f"{run.study}, {run.arm}": run.config for run in reversed(runs) if _plain(run.config)}
+    configs: dict[str, RunConfig] = {}
+    for run in filter(_plain, runs):
+        configs.setdefault(f"{run.study}, {run.arm}", run.config)  # of its seeds and data sets the first
+    if not configs:
+        raise InputError(
+            "config: no study has an arm of plain FA (rule fa, optimizer sgd, update full) to time; add one"
+        )
     print(f"{environment(device)['device']}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     with deterministic():
         print(f"FA step / BP step, median of {rounds} rounds of {STEPS} steps (quartiles); at most 1.05 is wanted")
-        for name, config in reversed(configs.items()):
+        for name, config in configs.items():
             _report(name, _rounds(_steps(config, device), _steps(replace(config, rule="bp"), device), rounds))
         rounds = max(2, rounds // 10)
         print(f"run with probes / run without, median of {rounds} rounds (quartiles); at most 1.10 is wanted")
         every = []
-        for name, config in reversed(configs.items()):
+        for name, config in configs.items():
             without = replace(config, gradient_every=0, signals_every=0)
             every.append(_rounds(_run(config, device), _run(without, device), rounds))
             _report(name, every[-1])
         _report("all of these", [tuple(map(sum, zip(*one, strict=True))) for one in zip(*every, strict=True)])
 
 
-def _plain(config: RunConfig) -> bool:
-    return config.rule == "fa" and config.optimizer == "sgd" and config.update == "full"
+def _plain(run: Run) -> bool:
+    """FA under unaltered momentum SGD: what the step of backpropagation can be set beside."""
+    return run.config.rule == "fa" and run.config.optimizer == "sgd" and run.config.update == "full"
 
 
 def _report(name: str, seconds: list[tuple[float, float]]) -> None:

@@ -66,7 +66,8 @@ def _unpack(saved: Tensor) -> Tensor:
 def _like(weight: Tensor, layer: nn.Module) -> Tensor:
     """B in the dtype of `weight` and laid out in memory alike: a transpose of `weight` is told by its strides.
 
-    Kept until B changes, as autograd's version counter sees it: a cast at every step costs a small MLP 3 %.
+    Kept until B changes, so that it is not cast at every step. Autograd's version counter tells: write B in place or
+    assign it, but not through `.data`, which escapes that counter.
     """
     feedback = layer.feedback
     state = feedback._version, weight.dtype, weight.stride()

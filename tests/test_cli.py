@@ -112,6 +112,20 @@ def test_bench_prints_two_ratios_for_each_plain_fa_run_of_the_grid(capsys):
     assert ratios[1][27:] == ratios[2][27:], "the sum over one network is that network's"
 
 
+@pytest.mark.parametrize(
+    ("arms", "rounds", "words"),
+    [({"bp": {"lr": 0.05}}, "2", ["no study has an arm of plain FA"]), ({"fa": {"lr": 0.05}}, "1", ["--rounds is 1"])],
+)
+def test_bench_refuses_what_it_cannot_time(tmp_path, capsys, one_sentence, arms, rounds, words):
+    root = os.path.dirname(os.path.dirname(__file__))
+    with open(os.path.join(root, "tests", "tiny.yaml")) as file:
+        tiny = yaml.safe_load(file)
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump({**tiny, "studies": [{**tiny["studies"][0], "arms": arms}]}))
+    assert main(["bench", os.path.join(root, "config.yaml"), str(path), "--rounds", rounds, "--device", "cpu"]) == 2
+    one_sentence(capsys.readouterr().err.removesuffix("\n"), *words)
+
+
 def test_bench_names_what_is_wrong_with_a_config(tmp_path, capsys, one_sentence):
     path = tmp_path / "grid.yaml"
     path.write_text("studies: []")
