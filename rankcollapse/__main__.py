@@ -1,66 +1,57 @@
-"""The command line: `python -m rankcollapse train CONFIG --out DIR` and `bench CONFIG ...`, see --help."""
+"""The command line: `python -m rankcollapse train | data | bench | schema`, see --help."""
 
 import argparse
 import functools
 import sys
-import time
-from typing import TextIO
+from pathlib import Path
 
-from rankcollapse import grid
-from rankcollapse.config import InputError, read, run_config
-
-
-class ProgressBar:
-    """A bar redrawn in place on a terminal; in a log or a pipe a line of its own every `seconds`."""
-
-    def __init__(self, total: int, name: str, stream: TextIO, seconds: float = 10.0):
-        self.total, self.name, self.stream = total, name, stream
-        self.live = stream.isatty()
-        self.every = 0.2 if self.live else seconds
-        self.start = self.shown = time.monotonic()
-        self.note = ""
-
-    def __call__(self, step: int, note: str) -> None:
-        self.note = note or self.note
-        now = time.monotonic()
-        if now - self.shown < self.every and not (note and step == self.total):
-            return
-        self.shown = now
-        filled = 20 * step // self.total
-        left = (now - self.start) / step * (self.total - step)
-        bar = f"[{'#' * filled}{'.' * (20 - filled)}] {100 * step // self.total:3d} %"
-        line = f"{self.name} {bar}, step {step}/{self.total}, {left:.0f} s left, {self.note}".rstrip(", ")
-        self.stream.write(f"\r\033[K{line}" if self.live else line + "\n")
-        self.stream.flush()
-
-    def close(self, line: str) -> None:
-        self.stream.write(f"\r\033[K{line}\n" if self.live else line + "\n")
-        self.stream.flush()
+from rankcollapse import datasets, files, gpus, grid
+from rankcollapse.config import RunConfig, checked, read, run_config
+from rankcollapse.errors import InputError
 
 
 def _train(args: argparse.Namespace) -> None:
-    config = run_config(read("/dev/stdin" if args.config == "-" else args.config))
-    name = args.name or args.out
-    from rankcollapse import gpus
-
-    with gpus.claim(args.gpu_slots if config.device != "cpu" else 0):
+    values = read("/dev/stdin" if args.config == "-" else args.config)
+    about, device, slots = None, args.device, args.gpu_slots
+    if args.run is None:
+        config = run_config(values)
+    else:
+        try:
+            planned, device, slots = values["runs"][args.run], values["device"], values["gpu_slots"]
+            config = checked(RunConfig, planned["config"], f"{args.config}, {args.run}")
+            about = {key: planned[key] for key in ("study", "arm")}
+        except (KeyError, TypeError) as error:
+            what = f"{args.config} is not a plan with the run {args.run!r} ({error})"
+            raise InputError(f"{what}: run snakemake, which writes it") from error
+        if args.identity not in (None, grid.identity(config)):
+            raise InputError(
+                f"{args.config} has {args.run} in another version than {args.identity}: run snakemake again"
+            )
+    with gpus.claim(slots if device != "cpu" else 0):
         import torch  # only now: it reads CUDA_VISIBLE_DEVICES once
 
-        from rankcollapse.training import train
+        from rankcollapse.folder import train
 
         if args.threads:
             torch.set_num_threads(args.threads)
-        bar = ProgressBar(config.steps, name, sys.stderr)
-        result = train(config, args.out, bar)
+        name = args.name or args.run or args.out
+        result = train(config, args.out, data_dir=args.data_dir, device=device, about=about, name=name)
     ending = "" if result["outcome"] == "finished" else f", DIVERGED in epoch {result['epochs']}"
-    bar.close(
+    print(
         f"{name}: test {100 * result['test_accuracy']:.1f} %{ending}, {result['seconds']:.0f} s, "
-        f"{result['images_per_second']:.0f} images/s on {result['device']}"
+        f"{result['images_per_second']:.0f} images/s on {result['device']}",
+        file=sys.stderr,
     )
 
 
+def _data(args: argparse.Namespace) -> None:
+    if args.name not in datasets.SETS:
+        raise InputError(f"data set is {args.name!r}; it must be one of {', '.join(datasets.SETS)}")
+    print(datasets.prepare(args.name, args.data_dir, args.out, args.download), file=sys.stderr)
+
+
 def _bench(args: argparse.Namespace) -> None:
-    planned = grid.runs(functools.reduce(grid.overlay, map(read, args.configs)))
+    planned = grid.runs(grid.grid(functools.reduce(grid.overlay, map(read, args.configs))))
     import torch
 
     from rankcollapse.bench import bench
@@ -69,26 +60,61 @@ def _bench(args: argparse.Namespace) -> None:
     bench(planned, args.rounds, args.device)
 
 
+def _schema(args: argparse.Namespace) -> None:
+    if not args.check:
+        files.write_text(args.path, grid.schema())
+    elif not args.path.exists() or args.path.read_text(encoding="utf-8") != grid.schema():
+        raise InputError(f"{args.path} is not the schema of rankcollapse/config.py and grid.py: run `make schema`")
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m rankcollapse", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
 
     train = commands.add_parser("train", help="train one run and write its folder")
     train.add_argument(
-        "config", metavar="CONFIG", help="YAML or JSON file with the keys of RunConfig; - for standard input"
+        "config", metavar="CONFIG", help="YAML or JSON file of a run's knobs, - for standard input; or a plan"
     )
+    train.add_argument(
+        "--run", metavar="NAME", help="the run of a plan, results/<preset>/plan.json, which also gives device and slots"
+    )
+    train.add_argument("--identity", help="stop if the run of the plan is not this one")
     train.add_argument("--out", required=True, metavar="DIR", help="run folder to write")
-    train.add_argument("--name", help="name in the progress lines; the folder otherwise")
-    train.add_argument("--threads", type=int, help="CPU threads; torch's choice otherwise")
-    train.add_argument("--gpu-slots", type=int, default=1, metavar="N", help="runs that may share one GPU (default 1)")
+    train.add_argument("--name", help="name in the progress lines; the run's or the folder's otherwise")
+    train.add_argument("--data-dir", default="data", metavar="DIR", help="folder of the data sets (default data)")
+    train.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where (default auto)")
+    train.add_argument("--threads", type=_positive, help="CPU threads; torch's choice otherwise")
+    train.add_argument(
+        "--gpu-slots", type=_positive, default=1, metavar="N", help="runs that may share one GPU (default 1)"
+    )
     train.set_defaults(call=_train)
+
+    data = commands.add_parser("data", help="check a data set's official files and convert them for training")
+    data.add_argument("name", metavar="NAME", help=", ".join(datasets.SETS))
+    data.add_argument("--data-dir", default="data", metavar="DIR", help="folder of the official files (default data)")
+    data.add_argument(
+        "--out", default="data/ready", metavar="DIR", help="folder to write NAME/ to (default data/ready)"
+    )
+    data.add_argument("--no-download", dest="download", action="store_false", help="stop where the files are missing")
+    data.set_defaults(call=_data)
 
     bench = commands.add_parser("bench", help="print the cost of feedback alignment and of the probes, as ratios")
     bench.add_argument("configs", metavar="CONFIG", nargs="+", help="a grid's config, and presets to lay over it")
     bench.add_argument("--rounds", type=int, default=30, help="interleaved timings of the step (default 30)")
     bench.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where (default auto)")
-    bench.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    bench.add_argument("--threads", type=_positive, default=1, help="CPU threads (default 1)")
     bench.set_defaults(call=_bench)
+
+    schema = commands.add_parser("schema", help="write config.schema.json, by which editors check and complete configs")
+    schema.add_argument("path", metavar="PATH", type=Path, nargs="?", default=Path("config.schema.json"))
+    schema.add_argument("--check", action="store_true", help="exit 2 if it is not up to date")
+    schema.set_defaults(call=_schema)
     return top
 
 
@@ -100,9 +126,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"rankcollapse: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # above all a full disk
+        where = error.filename or getattr(args, "out", args.command)
         print(
-            f"rankcollapse: {error.filename or args.command}: {error.strerror}; free space or mend the path, then run "
-            "the same command again: what was complete before is untouched",
+            f"rankcollapse: {where}: {error.strerror}; free space or mend the path, then run the same command again: "
+            "what was complete before is untouched",
             file=sys.stderr,
         )
         return 3

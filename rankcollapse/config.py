@@ -1,140 +1,171 @@
-"""What one run is. Read without torch, so that the workflow can plan a grid in milliseconds.
+"""What one run is: every knob once, with its type, default, bounds, unit and reason. Read without torch.
 
-Every key, its unit and its bounds stand in `config.schema.yaml`; here are the names, the types and the defaults.
+A default is what a run did before the knob was there, and never changes: a run's identity leaves out what is at its
+default. What a grid wants is said in its config.yaml.
 """
 
 import contextlib
-import dataclasses
 import difflib
-import functools
 import json
 import re
-from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
-SCHEMA = Path(__file__).with_name("config.schema.yaml")
-TRAIN_IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "digits": 1_437}
-
-
-class InputError(ValueError):
-    """Bad input: config, data, checkpoint or flag. The message is one sentence: what, what is wrong, what is right."""
+from rankcollapse import datasets
+from rankcollapse.errors import InputError
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """One training run, whole: equal configs on one machine give equal bits. The defaults are a small digits run."""
+def _known_dataset(name: str) -> str:
+    if name not in datasets.SETS:
+        raise ValueError(f"it must be one of {', '.join(datasets.SETS)}")
+    return name
+
+
+Dataset = Annotated[str, AfterValidator(_known_dataset), WithJsonSchema({"enum": list(datasets.SETS)})]
+Seed = Annotated[
+    int, Field(ge=0, le=2**32 - 1, description="seed of weights, feedback, subset, order and augmentation")
+]
+
+
+class Strict(BaseModel):
+    """Unknown keys, wrong types (2.0 is no whole number, true no number), NaN and infinity are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Settings(Strict):
+    """The knobs of a run, in any number: what a grid, a study or an arm sets."""
 
     # data
-    dataset: str = "digits"
-    data_dir: str = "data"
-    download: bool = True
-    train_images: int | None = None
-    validation_images: int = 200
-    flip: bool = False
-    crop: int = 0
+    dataset: Dataset = Field("digits", description="data set")
+    train_images: int | None = Field(
+        None,
+        ge=1,
+        description="size of the seeded, stratified training subset, images; null for all that validation leaves",
+    )
+    validation_images: int = Field(
+        200,
+        ge=10,
+        description="fixed validation split of the training set, images; the test set is read once, at the end",
+    )
+    flip: bool = Field(False, description="flip training images left to right at random")
+    crop: int = Field(0, ge=0, le=8, description="zero padding before a random crop of training images, pixels")
     # model
-    architecture: str = "cnn4"
-    width: int = 32
-    depth: int = 3
-    stem_stride: int = 1
-    normalization: str = "none"
+    architecture: Literal["mlp", "cnn4", "resnet18"] = Field("cnn4", description="network")
+    width: int = Field(32, ge=1, description="units of a hidden layer of the mlp, or channels of the first convolution")
+    depth: int = Field(3, ge=1, description="hidden layers of the mlp")
+    stem_stride: int = Field(
+        1, ge=1, le=2, description="stride of the first convolution of resnet18; 2 costs a quarter"
+    )
+    normalization: Literal["none", "batch"] = Field("none", description="normalisation of hidden activities")
     # learning rule and update
-    rule: str = "fa"
-    optimizer: str = "sgd"
-    lr: float = 0.03
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    update: str = "full"
-    rank: int | None = None
-    norm: str | None = None
-    ns_steps: int = 5
-    shape_factor: str = "original"
-    classifier: str = "muon"
-    auxiliary_lr: float = 0.001
+    rule: Literal["bp", "fa", "kp", "frozen", "frozen-fa", "frozen-bp"] = Field(
+        "bp",
+        description="learning rule: backpropagation, feedback alignment, Kolen-Pollack, or hidden weights frozen as "
+        "initialised while the classifier alone learns, or norm parameters too, by FA's errors or exact ones",
+    )
+    optimizer: Literal["sgd", "muon"] = Field("sgd", description="update: momentum SGD or Muon")
+    lr: float = Field(0.03, gt=0, description="peak learning rate, decayed to 0 along a cosine")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum")
+    weight_decay: float = Field(
+        0.0,
+        ge=0,
+        description="decoupled weight decay of the forward weights, per step and unit of lr; it alone moves FA",
+    )
+    update: Literal["full", "top_r", "full_rank"] = Field(
+        "full",
+        description="intervention on the momentum update: none, its top singular directions, or its polar factor",
+    )
+    rank: int | None = Field(None, ge=1, description="singular directions that top_r keeps")
+    norm: Literal["frobenius", "spectral"] | None = Field(None, description="norm of the update that full_rank keeps")
+    ns_steps: int = Field(5, ge=1, le=99, description="Newton-Schulz steps of Muon")
+    shape_factor: Literal["original", "match_rms_adamw"] = Field(
+        "original", description="Muon's factor on lr, from the flattened matrix: √max(1, out/in), or 0.2 √max(out, in)"
+    )
+    auxiliary_lr: float = Field(0.001, gt=0, description="learning rate of AdamW for what Muon does not take")
     # training
-    epochs: int = 12
-    batch_size: int = 64
-    precision: str = "float32"
-    channels_last: bool = True
-    compile: bool = False
-    device: str = "auto"
+    epochs: int = Field(12, ge=1, description="passes over the training images")
+    batch_size: int = Field(64, ge=2, description="images per step")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="type of the products in training; bfloat16 by autocast, about twice as fast where there is it",
+    )
+    channels_last: bool = Field(True, description="memory layout of images and convolutions: products run faster in it")
+    compile: bool = Field(False, description="train through torch.compile")
     # probes
-    gradient_every: int = 6
-    gradient_stride: int = 25
-    gradient_window: int = 100
-    signals_every: int = 1
-    probe_images: int = 64
+    gradient_every: int = Field(6, ge=0, description="steps between two rows of the gradient trajectory; 0 for none")
+    gradient_stride: int = Field(25, ge=1, description="rows between two points of the rank curve over T")
+    gradient_window: int = Field(100, ge=2, description="rows of the sliding window of the rank curve")
+    signals_every: int = Field(
+        1, ge=0, description="epochs between two probes of errors, activations, updates and alignment; 0 for none"
+    )
+    probe_images: int = Field(64, ge=2, description="images of the fixed probe batch")
 
-    seed: int = 0
+    seed: Seed = 0
 
-    def __post_init__(self):
-        check_against_schema(dataclasses.asdict(self), "run", "run config")
-        available = TRAIN_IMAGES[self.dataset] - self.validation_images
-        has = f"{self.dataset} has {TRAIN_IMAGES[self.dataset]} training images"
+    def chosen(self) -> dict[str, Any]:
+        """The knobs that were set, by name."""
+        return self.model_dump(exclude_unset=True)
+
+
+class RunConfig(Settings):
+    """One training run, whole: equal configs on one machine give equal bits. The defaults are a small digits run."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "RunConfig":
+        total = datasets.SETS[self.dataset].train
+        available, has = total - self.validation_images, f"{self.dataset} has {total} training images"
+        images = datasets.training_images(self)
         if available <= 0:
-            raise InputError(f"validation_images is {self.validation_images}, but {has}; it must be less")
-        if self.train_images is not None and self.train_images > available:
-            raise InputError(
+            raise ValueError(f"validation_images is {self.validation_images}, but {has}; it must be less")
+        if images > available:
+            raise ValueError(
                 f"train_images is {self.train_images}, but {has}, which less validation_images "
                 f"{self.validation_images} leave {available}; it must be that or less"
             )
-        if self.images < self.batch_size:
-            raise InputError(f"batch_size is {self.batch_size}, more than the {self.images} training images")
-        if self.probe_images and self.probe_images > self.images:
-            raise InputError(f"probe_images is {self.probe_images}, more than the {self.images} training images")
+        for key in ("batch_size", "probe_images"):
+            if getattr(self, key) > images:
+                raise ValueError(f"{key} is {getattr(self, key)}, more than the {images} training images")
         if self.precision == "bfloat16" and self.dataset == "digits" and self.architecture != "mlp":
             # oneDNN (torch 2.14) leaves the taps of a strided 3x3 kernel that see only padding uninitialised.
-            raise InputError(
+            raise ValueError(
                 "precision is 'bfloat16', in which CPUs get convolutions over single pixels wrong, and to those the "
                 "8 x 8 digits shrink; it must be 'float32' for digits"
             )
         if self.update == "top_r" and self.rank is None:
-            raise InputError("rank is missing: update 'top_r' needs the number of singular directions to keep")
+            raise ValueError("rank is missing: update 'top_r' needs the number of singular directions to keep")
         if self.update == "full_rank" and self.norm is None:
-            raise InputError("norm is missing: update 'full_rank' needs 'frobenius' or 'spectral', the norm to keep")
+            raise ValueError("norm is missing: update 'full_rank' needs 'frobenius' or 'spectral', the norm to keep")
         if self.update != "full" and self.optimizer != "sgd":
-            raise InputError(f"update {self.update!r} changes momentum SGD; optimizer must be 'sgd', not 'muon'")
-
-    @property
-    def images(self) -> int:
-        """Training images seen per epoch, before the last incomplete batch is left out."""
-        return self.train_images or TRAIN_IMAGES[self.dataset] - self.validation_images
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.images // self.batch_size
-
-    @property
-    def steps(self) -> int:
-        """Training steps of the whole run."""
-        return self.epochs * self.steps_per_epoch
-
-    @property
-    def gradient_rows(self) -> int:
-        """T, the rows of the gradient trajectory; 0 with the probe off."""
-        return -(-self.steps // self.gradient_every) if self.gradient_every else 0
+            raise ValueError(f"update {self.update!r} changes momentum SGD; optimizer must be 'sgd', not 'muon'")
+        return self
 
 
-FIELDS = tuple(field.name for field in dataclasses.fields(RunConfig))
+def checked(model: type[Strict], values: object, where: str) -> Any:
+    """`values` as a `model`. Raises InputError, one sentence, for the first thing in them that it does not allow."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = min(error.errors(), key=lambda e: (len(e["loc"]), str(e["loc"])))
+        raise InputError(f"{where}: {_sentence(model, first)}") from None
 
 
 def run_config(values: dict) -> RunConfig:
     """A RunConfig from a mapping. Raises InputError for an unknown key, a wrong type or a value out of bounds."""
-    check_against_schema(values, "run", "run config")
-    return RunConfig(**values)
+    return checked(RunConfig, values, "run config")
 
 
 def read(path: Path | str) -> dict:
     """The mapping in a YAML or JSON file. Raises InputError if it cannot be read as one."""
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text(encoding="utf-8")
         with contextlib.suppress(json.JSONDecodeError):  # first, since YAML reads JSON's 1e-05 as text
             return _mapping(json.loads(text), path)
         values = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, AttributeError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     return _mapping(values, path)
 
@@ -145,73 +176,33 @@ def _mapping(values: object, path: Path | str) -> dict:
     return values
 
 
-@functools.cache
-def schema() -> dict:
-    return yaml.safe_load(SCHEMA.read_text())
+def _sentence(model: type[Strict], error: dict) -> str:
+    """A pydantic error as one sentence: the key, what is wrong and what would be right."""
+    loc = [part for part in error["loc"] if part != "[key]"]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
+    if error["type"] == "missing":
+        return f"key {key!r} is missing"
+    fields = _fields(model, loc)
+    if error["type"] in ("extra_forbidden", "invalid_key"):
+        near = difflib.get_close_matches(str(loc[-1]), fields, n=1)
+        return f"unknown key {key!r}; " + (
+            f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(fields)}"
+        )
+    message = error["msg"].removeprefix("Value error, ")
+    if not loc:  # a check across keys: its message is whole
+        return message
+    about = getattr(fields.get(str(loc[-1])), "description", None)
+    if isinstance(error["input"], str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", error["input"]):
+        about = "YAML reads a number with an exponent only with a point: " + re.sub("[eE]", ".0e", error["input"])
+    message = re.sub("^(Input|String|List|Dictionary|Value) should", "it must", message)
+    return f"{key} is {error['input']!r}; {message}" + (f" ({about})" if about else "")
 
 
-@functools.cache
-def _validator(definition: str | None):
-    from jsonschema import (
-        Draft202012Validator,
-        validators,
-    )  # a tenth of a second that `import rankcollapse` need not pay
-
-    # Stricter than JSON: 2.0 is no whole number, and NaN and infinity are no numbers.
-    types = Draft202012Validator.TYPE_CHECKER.redefine_many(
-        {
-            "integer": lambda _, value: isinstance(value, int) and not isinstance(value, bool),
-            "number": lambda _, value: (
-                isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-            ),
-        }
-    )
-    whole = schema()
-    part = whole if definition is None else {"$ref": f"#/$defs/{definition}", "$defs": whole["$defs"]}
-    return validators.extend(Draft202012Validator, type_checker=types)(part)
-
-
-def check_against_schema(values: dict, definition: str | None, where: str) -> None:
-    """Raise InputError, one sentence, for the first thing in `values` that the schema does not allow."""
-    _check_keys(values, where)
-    errors = sorted(_validator(definition).iter_errors(values), key=lambda error: (len(error.path), str(error.path)))
-    if errors:
-        raise InputError(f"{where}: {_sentence(errors[0])}")
-
-
-def _check_keys(values: object, where: str) -> None:
-    """JSON has text keys alone; YAML's others would break the validator itself."""
-    inner = values.values() if isinstance(values, dict) else values if isinstance(values, list) else ()
-    for key in values if isinstance(values, dict) else ():
-        if not isinstance(key, str):
-            raise InputError(f"{where}: unknown key '{key}'; keys are text, and this is of type {type(key).__name__}")
-    for value in inner:
-        _check_keys(value, where)
-
-
-def _sentence(error) -> str:
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path).lstrip(".")
-    if error.validator == "additionalProperties":
-        known = list(error.schema.get("properties", {}))
-        unknown = sorted(set(error.instance) - set(known))[0]
-        near = difflib.get_close_matches(unknown, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(known)}"
-        return f"unknown key {f'{key}.{unknown}'.lstrip('.')!r}; {hint}"
-    if error.validator == "required":
-        missing = sorted(set(error.validator_value) - set(error.instance))[0]
-        return f"key {f'{key}.{missing}'.lstrip('.')!r} is missing"
-    wants = {
-        "enum": lambda v: "must be one of " + ", ".join(str(x) for x in v),
-        "type": lambda v: f"must be of type {' or '.join(v) if isinstance(v, list) else v}",
-        "minimum": lambda v: f"must be {v} or more",
-        "maximum": lambda v: f"must be {v} or less",
-        "exclusiveMinimum": lambda v: f"must be greater than {v}",
-        "exclusiveMaximum": lambda v: f"must be less than {v}",
-        "uniqueItems": lambda _: "must not hold a value twice",
-        "minItems": lambda v: f"must hold at least {v}",
-        "pattern": lambda v: f"must match {v}",
-    }.get(error.validator, lambda _: error.message)(error.validator_value)
-    about = error.schema.get("description", "")
-    if isinstance(error.instance, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", error.instance):
-        about = "YAML reads a number with an exponent only with a point: " + re.sub("[eE]", ".0e", error.instance)
-    return f"{key} is {error.instance!r}; it {wants}" + (f" ({about})" if about else "")
+def _fields(model: type[Strict], loc: list) -> dict[str, Any]:
+    """The fields of the model that the last part of `loc` is a key of."""
+    for part in loc[:-1]:
+        if part in model.model_fields:
+            found = re.findall(r"\w+", str(model.model_fields[part].annotation))
+            inner = [m for m in Strict.__subclasses__() if m.__name__ in found]
+            model = inner[0] if inner else model
+    return model.model_fields

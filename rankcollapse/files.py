@@ -24,7 +24,7 @@ def write(path: Path | str, save: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    write(path, lambda temporary: temporary.write_text(text))
+    write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path | str, value: object) -> None:

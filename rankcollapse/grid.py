@@ -1,16 +1,89 @@
-"""From the grid's config to its runs: study x dataset x arm x seed."""
+"""From the grid's config to its runs, study x dataset x arm x seed, and what makes two of them the same run."""
 
-import dataclasses
+import ast
+import functools
+import hashlib
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
 
-from rankcollapse.config import InputError, RunConfig, check_against_schema, run_config
+from pydantic import Field
+
+from rankcollapse import datasets
+from rankcollapse.config import Dataset, RunConfig, Seed, Settings, Strict, checked
+from rankcollapse.errors import InputError
+
+NAME = "{study}/{dataset}/{arm}/seed{seed}"  # of a run: its folder below results/<preset>/runs
+# The modules that a run's bits depend on; of knobs their values count, see `identity`.
+TRAINING = ("data", "datasets", "feedback", "models", "optim", "probes", "rules", "spectra", "training")
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9+-]+$")]
+
+
+class Arm(Strict):
+    """An algorithm: what it sets in a run, and how it looks in every figure."""
+
+    label: str = Field(min_length=1, description="its name in figures and tables")
+    colour: str = Field(pattern=r"^#[0-9a-fA-F]{6}$", description="hex colour, the same in every figure")
+    marker: Literal["o", "s", "^", "v", "D", "P", "X", "<", ">", "h", "d", "p", "*", "8"] = Field(
+        description="matplotlib marker"
+    )
+    line: Literal["-", "--", "-.", ":"] = Field(description="matplotlib line style")
+    run: Settings = Field(Settings(), description="what this algorithm sets in a run")
+
+
+class Cost(Strict):
+    """Rough cost of a run, for estimates and for the resources asked of a cluster; it changes no result."""
+
+    cpu: float = Field(gt=0, description="images per second on one CPU core")
+    cuda: float = Field(gt=0, description="images per second on one GPU")
+    mem_mb: int = Field(ge=1, description="peak memory of a run, MB")
+    disk_mb: float = Field(gt=0, description="disk of a run folder, MB")
+
+
+class Study(Strict):
+    """An architecture and its budget, over data sets, arms and seeds."""
+
+    name: str = Field(pattern=r"^[a-z0-9-]+$", description="folder name of the study's runs")
+    title: str = Field("", description="its name in figures and tables; by default `name`")
+    datasets: list[Dataset] = Field(min_length=1, description="data sets the study runs over")
+    run: Settings = Field(Settings(), description="what this study sets in a run")
+    arms: dict[str, Settings] = Field(
+        min_length=1,
+        description="the study's arms, each with what it sets here beyond the arm itself, its learning rate above all",
+    )
+    cost: Cost
+
+
+class Grid(Strict):
+    """The whole config: config.yaml with the presets laid on it."""
+
+    preset: str = Field(
+        pattern=r"^[a-z0-9-]+$", description="names results/<preset>, figures/<preset> and paper/<preset>"
+    )
+    title: str = Field("", description="what this preset is for, in a sentence; shown at the start and in the paper")
+    seeds: list[Seed] = Field(min_length=1, description="the seeds that every study runs over")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where to train; auto takes a GPU where there is one"
+    )
+    data_dir: str = Field(
+        "data", min_length=1, description="folder of cifar-10-batches-py and cifar-100-python; ~ is home"
+    )
+    download: bool = Field(True, description="download a missing CIFAR set")
+    threads: int = Field(1, ge=1, description="CPU threads of one training job")
+    gpu_slots: int = Field(1, ge=1, description="training jobs that share one GPU")
+    allow_missing: bool = Field(False, description="render from the runs that are there, marking the others as missing")
+    run: Settings = Field(description="defaults of every run")
+    arms: dict[Name, Arm] = Field(min_length=1, description="the algorithms, by name")
+    studies: list[Study] = Field(min_length=1, description="the grid")
 
 
 @dataclass(frozen=True)
 class Run:
     """A planned run: where it stands in the grid and what it is."""
 
-    study: str
+    study: Study
     dataset: str
     arm: str
     seed: int
@@ -18,11 +91,16 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Its folder below results/<preset>/runs."""
-        return f"{self.study}/{self.dataset}/{self.arm}/seed{self.seed}"
+        return NAME.format(**self.place)
 
-    def values(self) -> dict:
-        return dataclasses.asdict(self.config)
+    @property
+    def place(self) -> dict[str, str | int]:
+        return {"study": self.study.name, "dataset": self.dataset, "arm": self.arm, "seed": self.seed}
+
+    def seconds(self, device: str) -> float:
+        """Estimated time on one CPU core or GPU; start-up, test and probes are a fifth of training and 8 s."""
+        images = self.config.epochs * datasets.training_images(self.config)
+        return 8 + 1.2 * images / getattr(self.study.cost, device)
 
 
 def overlay(config: dict, over: dict) -> dict:
@@ -33,40 +111,89 @@ def overlay(config: dict, over: dict) -> dict:
     return {**config, **over, **both}
 
 
-def runs(config: dict) -> list[Run]:
-    """Every run of a grid's config, in its order. Raises InputError, one sentence, for whatever cannot be run."""
-    check_against_schema(config, None, "config")
-    names = [study["name"] for study in config["studies"]]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"config: studies holds the name {name!r} twice; each study needs its own")
-    return [run for study in config["studies"] for run in _study(config, study)]
+def grid(config: dict) -> Grid:
+    """The grid of a config. Raises InputError, one sentence, for what it does not allow."""
+    found = checked(Grid, config, "config")
+    for key, names in (("studies", [s.name for s in found.studies]), ("seeds", found.seeds),
+                       *((f"datasets of study {s.name!r}", s.datasets) for s in found.studies)):  # fmt: skip
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise InputError(f"config: {key} holds {twice[0]!r} twice; it must hold each once")
+    return found
 
 
-def _study(config: dict, study: dict) -> list[Run]:
-    planned = []
-    for arm, overrides in study["arms"].items():
-        if arm not in config["arms"]:
-            known = ", ".join(config["arms"])
-            raise InputError(f"config: study {study['name']!r} has the unknown arm {arm!r}; the arms are {known}")
-        # The more special wins: a run's defaults, the study, the arm, the arm within the study.
-        values = {**config["run"], **study.get("run", {}), **config["arms"][arm].get("run", {}), **overrides}
-        for key in ("dataset", "seed"):
-            if key in values:
-                raise InputError(
-                    f"config: study {study['name']!r} sets {key!r} in a run; the grid does, by {key + 's'!r}"
-                )
-        for dataset in study["datasets"]:
-            for seed in config["seeds"]:
-                try:
-                    resolved = run_config({**values, "dataset": dataset, "seed": seed})
-                except InputError as error:
-                    where = f"config: study {study['name']!r}, arm {arm!r}, dataset {dataset!r}"
-                    raise InputError(f"{where}: {error}") from error
-                planned.append(Run(study["name"], dataset, arm, seed, resolved))
-    return planned
+def runs(grid: Grid) -> list[Run]:
+    """Every run of a grid, in its order. Raises InputError, one sentence, for whatever cannot be run."""
+    return [run for study in grid.studies for arm in study.arms for run in _runs(grid, study, arm)]
 
 
-def seconds(run: Run, study: dict, device: str) -> float:
-    """Estimated seconds of a run on one CPU core or GPU; start-up, test and probes are a fifth of training and 8 s."""
-    return 8 + 1.2 * run.config.epochs * run.config.images / study["cost"][device]
+def _runs(grid: Grid, study: Study, arm: str) -> list[Run]:
+    if arm not in grid.arms:
+        raise InputError(
+            f"config: study {study.name!r} has the unknown arm {arm!r}; the arms are {', '.join(grid.arms)}"
+        )
+    # The more special wins: a run's defaults, the study, the arm, the arm within the study.
+    values: dict = {}
+    for settings in (grid.run, study.run, grid.arms[arm].run, study.arms[arm]):
+        values |= settings.chosen()
+    for key in ("dataset", "seed"):
+        if key in values:
+            raise InputError(f"config: study {study.name!r} sets {key!r} in a run; the grid does, by {key + 's'!r}")
+    found = []
+    for dataset in study.datasets:
+        for seed in grid.seeds:
+            where = f"config: study {study.name!r}, arm {arm!r}, dataset {dataset!r}"
+            config = checked(RunConfig, {**values, "dataset": dataset, "seed": seed}, where)
+            found.append(Run(study, dataset, arm, seed, config))
+    return found
+
+
+# ---- the same run ----
+
+
+def identity(config: RunConfig) -> str:
+    """What a run's bits depend on, as a hash: knobs that differ from their defaults, and the code that trains.
+
+    A new knob at its default, a comment or a new measure leaves it as it is. Snakemake retrains on it, and on no more.
+    """
+    knobs = config.model_dump(exclude_defaults=True)
+    return _sha256(json.dumps([knobs, training_code()], sort_keys=True))[:16]
+
+
+@functools.cache
+def training_code() -> str:
+    """Hash of the modules that train, comments, docstrings and layout aside."""
+    paths = {name: Path(__file__).with_name(f"{name}.py") for name in TRAINING}
+    trees = {name: _bare(ast.parse(path.read_text(encoding="utf-8"))) for name, path in paths.items()}
+    return _sha256("\n".join(f"# {name}\n{ast.unparse(tree)}" for name, tree in trees.items()))[:16]
+
+
+def _bare(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def plan(grid: Grid) -> dict:
+    """The grid resolved, for the jobs that run it: where to train, and every run with its identity and its knobs."""
+    shared = grid.model_dump(include={"preset", "title", "device", "data_dir", "download", "gpu_slots"})
+    planned = {
+        run.name: {**run.place, "identity": identity(run.config), "config": run.config.model_dump()}
+        for run in runs(grid)
+    }
+    return {**shared, "runs": planned}
+
+
+def schema() -> str:
+    """The JSON schema of a config, for editors: config.schema.json. A preset may leave any key to config.yaml."""
+    made = Grid.model_json_schema()
+    made.pop("required")
+    return (
+        json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **made}, indent=1, ensure_ascii=False)
+        + "\n"
+    )

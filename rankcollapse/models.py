@@ -1,16 +1,20 @@
-"""The three networks of the grid, each with a width and `normalization`: none | batch.
+"""The networks of the grid. A new one is a function here, its name in ARCHITECTURES and in `config.Settings`.
 
-Built without touching the global random state: the modules are made on the meta device, then filled from a generator.
+Its parameters are the image's shape (channels, height, width), the classes, and the knobs that it takes, by name; its
+last Linear layer is named `head`. Built without touching the global random state: the modules are made on the meta
+device, then filled from a generator.
 """
 
+import inspect
 import math
-from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-NORMALIZATIONS = ("none", "batch")
+from rankcollapse import datasets
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 def _norm(normalization: str, features: int, dimensions: int) -> list[nn.Module]:
@@ -95,32 +99,39 @@ def init_weight(weight: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def initialize(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Fill a model from `generator`, layer by layer: PyTorch's law for weights and biases, 1 and 0 for batch norm."""
-    for module in model.modules():
+    """Fill a model from `generator`, layer by layer: PyTorch's law for weights and biases, 1 and 0 for norm layers.
+
+    Raises ValueError for any other layer that has values of its own: they would be whatever the memory held.
+    """
+    for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             init_weight(module.weight, generator)
             if module.bias is not None:
                 bound = 1 / math.sqrt(math.prod(module.weight.shape[1:]))
                 nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        elif isinstance(module, NORMS):
             module.reset_parameters()  # constants: draws nothing
+        elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+            raise ValueError(
+                f"layer {name!r} is a {type(module).__name__}, whose law models.initialize does not know: add it there"
+            )
     return model
 
 
-def skeleton(config, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The network of a RunConfig on the meta device: shapes without memory or randomness.
-
-    shape: channels, height, width of an image.
-    """
-    options = {"mlp": ("depth",), "resnet18": ("stem_stride",)}.get(config.architecture, ())
-    make = partial(ARCHITECTURES[config.architecture], **{key: getattr(config, key) for key in options})
+def skeleton(config) -> nn.Module:
+    """The network of a RunConfig on the meta device: shapes without memory or randomness."""
+    record = datasets.SETS[config.dataset]
+    make = ARCHITECTURES[config.architecture]
+    options = {
+        key: getattr(config, key) for key in inspect.signature(make).parameters if key in type(config).model_fields
+    }
     with torch.device("meta"):
-        return make(shape, classes, width=config.width, normalization=config.normalization)
+        return make(record.shape, record.classes, **options)
 
 
-def build(config, shape: tuple[int, int, int], classes: int, generator: torch.Generator) -> nn.Module:
+def build(config, generator: torch.Generator) -> nn.Module:
     """The initialised network of a RunConfig on the CPU, learning by backpropagation still."""
-    return initialize(skeleton(config, shape, classes).to_empty(device="cpu"), generator)
+    return initialize(skeleton(config).to_empty(device="cpu"), generator)
 
 
 def matrices(model: nn.Module) -> dict[str, nn.Parameter]:

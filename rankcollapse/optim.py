@@ -10,24 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from rankcollapse import models
-from rankcollapse.config import InputError, RunConfig
+from rankcollapse.config import RunConfig
+from rankcollapse.errors import InputError
 
 
-def flatten(weight: Tensor) -> Tensor:
-    """A 2-D view of a weight, [out, everything else], sharing its memory.
+def flatten(tensor: Tensor, like: Tensor | None = None) -> Tensor:
+    """A weight as a matrix, [out, everything else], sharing its memory; its columns in the order of those of `like`.
 
-    In channels_last memory the columns come in another order. No rank, norm or polar factor depends on it.
+    In channels_last memory they come in another order. No rank, norm or polar factor depends on it.
     """
-    if weight.dim() == 4 and not weight.is_contiguous():
-        weight = weight.permute(0, 2, 3, 1)
-    return weight.flatten(1)
-
-
-def _columns(like: Tensor, tensor: Tensor) -> Tensor:
-    """`tensor` as a matrix with its columns in the order that `flatten(like)` has."""
-    if like.dim() == 4 and not like.is_contiguous():
-        tensor = tensor.permute(0, 2, 3, 1)
-    return tensor.flatten(1)
+    like = tensor if like is None else like
+    return (tensor.permute(0, 2, 3, 1) if like.dim() == 4 and not like.is_contiguous() else tensor).flatten(1)
 
 
 # ---- interventions on the momentum update, matrix by matrix ----
@@ -70,11 +63,7 @@ class MomentumSGD(torch.optim.Optimizer):
         self.intervention = intervention
 
     @torch.no_grad()
-    def step(self, closure=None):
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
@@ -85,7 +74,6 @@ class MomentumSGD(torch.optim.Optimizer):
             if group["weight_decay"]:
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(params, updates, alpha=-group["lr"])
-        return loss
 
     def _momentum(self, params: list[Tensor], momentum: float) -> list[Tensor]:
         grads = [p.grad for p in params]
@@ -99,9 +87,14 @@ class MomentumSGD(torch.optim.Optimizer):
         torch._foreach_add_(buffers, grads)
         return buffers
 
+    def direction(self, weight: Tensor) -> Tensor:
+        """What the last step subtracted from a weight, per unit of rate and decay aside, as a matrix [out, rest]."""
+        update = self.state[weight].get("momentum", weight.grad)
+        return flatten(update if self.intervention is None else self._intervene(weight, update))
+
     def _intervene(self, weight: Tensor, update: Tensor) -> Tensor:
         changed = torch.empty_like(weight)
-        flatten(changed).copy_(self.intervention(_columns(weight, update)))
+        flatten(changed).copy_(self.intervention(flatten(update, weight)))
         return changed
 
 
@@ -121,15 +114,20 @@ class FlatMuon(torch.optim.Muon):
             views, lr=lr, momentum=momentum, weight_decay=weight_decay, ns_steps=ns_steps, adjust_lr_fn=shape_factor
         )
 
-    def step(self, closure=None):
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self):
         for weight, view in zip(self.weights, self.param_groups[0]["params"], strict=True):
-            view.grad = None if weight.grad is None else _columns(weight, weight.grad)
+            view.grad = None if weight.grad is None else flatten(weight.grad, weight)
         super().step()
-        return loss
+
+    def direction(self, weight: Tensor) -> Tensor:
+        """As in MomentumSGD: a step of Muon itself, of rate 1, on zeros, with the Nesterov momentum for a gradient."""
+        group = self.param_groups[0]
+        view = group["params"][[w is weight for w in self.weights].index(True)]
+        zeros = nn.Parameter(torch.zeros_like(view))
+        zeros.grad = view.grad.lerp(self.state[view]["momentum_buffer"], group["momentum"])
+        settings = {key: group[key] for key in ("ns_steps", "adjust_lr_fn")}
+        torch.optim.Muon([zeros], lr=1.0, weight_decay=0.0, momentum=0.0, **settings).step()
+        return -zeros.detach()
 
     def zero_grad(self, set_to_none: bool = True):
         for weight in self.weights:
@@ -138,22 +136,17 @@ class FlatMuon(torch.optim.Muon):
 
 
 def build(model: nn.Module, config: RunConfig) -> list[torch.optim.Optimizer]:
-    """The optimisers of a run: the first for the forward weights, a second, AdamW, for what Muon does not take.
+    """The optimisers of a run, for what its rule lets learn: the first takes the forward weights, the classifier's too.
 
-    Under SGD one optimiser takes all parameters; decay and interventions touch the forward weights alone. Under Muon
-    biases and norm parameters, and the classifier's weights where `classifier` is `auxiliary`, go to AdamW.
+    Under SGD it takes all parameters; decay and interventions touch the forward weights alone. Under Muon a second,
+    AdamW, takes biases and norm parameters.
     """
-    weights = models.matrices(model)
-    if config.optimizer == "muon" and config.classifier == "auxiliary":
-        weights.pop("head")
-    chosen = {id(w) for w in weights.values()}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
+    weights = [w for w in models.matrices(model).values() if w.requires_grad]
+    rest = [p for p in model.parameters() if p.requires_grad and all(p is not w for w in weights)]
     if config.optimizer == "muon":
-        muon = FlatMuon(
-            weights.values(), config.lr, config.momentum, config.weight_decay, config.ns_steps, config.shape_factor
-        )
+        muon = FlatMuon(weights, config.lr, config.momentum, config.weight_decay, config.ns_steps, config.shape_factor)
         return [muon, torch.optim.AdamW(rest, lr=config.auxiliary_lr, weight_decay=0.0)]
-    groups = [{"params": list(weights.values())}, {"params": rest, "weight_decay": 0.0}]
+    groups = [{"params": weights}, {"params": rest, "weight_decay": 0.0}]
     return [MomentumSGD(groups, config.lr, config.momentum, config.weight_decay, intervention(model, config))]
 
 

@@ -5,10 +5,10 @@ running statistics of batch norm back.
 """
 
 import math
-import zipfile
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,32 +16,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rankcollapse import files, models
-from rankcollapse.config import InputError, RunConfig
-from rankcollapse.feedback import exact_feedback, feedback_layers
-from rankcollapse.ranks import from_gram, singular_values
+from rankcollapse import models
+from rankcollapse.config import RunConfig
+from rankcollapse.rules import RULES
+from rankcollapse.spectra import Spectrum
 
 ALL = "all"  # in place of a layer's name: the whole net
 POOLED_IMAGES = 32  # of each probe batch go into the pool: its eigenvalues cost their number cubed
 
 
-@dataclass(frozen=True)
-class Spectrum:
-    """Singular values of one measured matrix. The quantities and their scopes:
+# ---- spectra by Gram matrices ----
 
-    gradient_trajectory, cumulative | window: [T, P], minibatch gradients of the weights at T steps of training
-    error, batch | pooled: [samples, features], δ = ∂L/∂a of a layer, of one probe, or of all probes of the run
-    classifier_input_error, batch | pooled: [samples, features], ∂L/∂h of the classifier's input, pooled at each probe
-    activation, batch: [samples, features], the input h of a layer
-    update, step: [out, in * kh * kw], W after a step less W before
+
+def singular_values(matrix: Tensor) -> np.ndarray:
+    """Singular values of an [m, n] matrix, descending, float64 [min(m, n)]; NaN all through if an entry is not finite.
+
+    By the eigenvalues of the smaller Gram matrix, all in float64: values below about 1e-8 of the largest are noise.
     """
+    matrix = matrix.double()
+    return from_gram(matrix @ matrix.t() if matrix.shape[0] <= matrix.shape[1] else matrix.t() @ matrix)
 
-    quantity: str
-    layer: str
-    scope: str
-    step: int
-    rows: int
-    values: np.ndarray
+
+def from_gram(gram: Tensor) -> np.ndarray:
+    """Singular values of A, descending, float64 [n], from its Gram matrix A Aᵀ [n, n]."""
+    gram = gram.double()
+    if not bool(torch.isfinite(gram).all()):
+        return np.full(len(gram), np.nan)
+    return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).sqrt().cpu().numpy()
+
+
+def gram(rows: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """A Aᵀ, float32 [T, T] on `device`, of rows [T, P] of any type; by slices: A may be a file larger than memory."""
+    total, block = len(rows), -(-len(rows) // 3)
+    products = torch.zeros(total, total, device=device)
+    buffer = torch.empty(total, 2**13, device=device)
+    for part in rows.split(2**13, dim=1):
+        columns = buffer[:, : part.shape[1]].copy_(part)
+        for i in range(0, total, block):  # only at and below the diagonal: two thirds of the work
+            products[i:, i : i + block].addmm_(columns[i:], columns[i : i + block].t())
+    return products.tril() + products.tril(-1).t()
+
+
+# ---- the measurements of a run ----
 
 
 @dataclass(frozen=True)
@@ -55,77 +71,113 @@ class Alignment:
 
 
 class Probes:
-    """The measurements of a run, taken as it goes."""
+    """The measurements of a run, taken as it goes. Gradients are rows of the file `path`, which only grows."""
 
-    def __init__(self, model: nn.Module, images: Tensor, labels: Tensor, config: RunConfig):
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        images: Tensor,
+        labels: Tensor,
+        config: RunConfig,
+        path: Path,
+    ):
         """images: the normalised probe batch [n, channels, height, width]; not sorted by class."""
-        self.model, self.images, self.labels, self.config = model, images, labels, config
+        self.model, self.images, self.labels, self.config, self.path = model, images, labels, config, path
+        self.optimizer, self.rule = optimizer, RULES[config.rule]
         self.weights = models.matrices(model)
-        self.spectra: list[Spectrum] = []
-        self.alignment: list[Alignment] = []
+        self.learning = {name: w for name, w in self.weights.items() if w.requires_grad}
         # Under bf16 autocast a gradient is a bf16 tensor cast to float32: kept as bf16, nothing of it is lost.
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-        self.rows = {
-            name: torch.empty(config.gradient_rows, w.numel(), dtype=dtype, device=w.device)
-            for name, w in self.weights.items()
-        }
-        self.steps: list[int] = []
-        self.pool: dict[tuple[str, str], list[Tensor]] = {}
+        sizes = [w.numel() for w in self.learning.values()]
+        self.row = torch.empty(sum(sizes), dtype=dtype, device=labels.device)
+        self.parts = dict(zip(self.learning, self.row.split(sizes), strict=True))
+        self.gradient_steps: list[int] = []
         self.signal_steps: list[int] = []
-        self.before = {name: torch.empty_like(w) for name, w in self.weights.items()}
+        self.pool: dict[tuple[str, str], list[Tensor]] = {}
+        self.spectra: list[Spectrum] = []
+        self.alignment: list[Alignment] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        self.file = path.open("r+b")
+
+    def state_dict(self) -> dict:
+        """All but the gradients, which are on disk when this returns: plain values and tensors."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return {
+            "gradient_steps": list(self.gradient_steps),
+            "signal_steps": list(self.signal_steps),
+            "pool": {key: list(parts) for key, parts in self.pool.items()},
+            "spectra": [(*astuple(s)[:-1], torch.from_numpy(s.values)) for s in self.spectra],
+            "alignment": [astuple(a) for a in self.alignment],
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from `state`; rows that the file of gradients got after it are written anew."""
+        self.gradient_steps, self.signal_steps = list(state["gradient_steps"]), list(state["signal_steps"])
+        device = self.row.device
+        self.pool = {key: [part.to(device) for part in parts] for key, parts in state["pool"].items()}
+        self.spectra = [Spectrum(*what, values.cpu().numpy()) for *what, values in state["spectra"]]
+        self.alignment = [Alignment(*row) for row in state["alignment"]]
 
     # -- gradient trajectory --
 
+    def wants_gradient(self, step: int) -> bool:
+        return bool(self.config.gradient_every) and step % self.config.gradient_every == 0
+
     def gradient(self, step: int) -> None:
-        """After the backward pass of a step: keep its gradient as a row if one is due."""
-        if self.config.gradient_every and step % self.config.gradient_every == 0:
-            for name, weight in self.weights.items():
-                self.rows[name][len(self.steps)].view(weight.shape).copy_(weight.grad)
-            self.steps.append(step)
+        """After the backward pass of step `step`: its gradient as a row."""
+        for name, weight in self.learning.items():
+            self.parts[name].view(weight.shape).copy_(weight.grad)
+        self.file.seek(len(self.gradient_steps) * self.row.nbytes)
+        self.file.write(self.row.cpu().view(torch.uint8).numpy())
+        self.gradient_steps.append(step)
 
     def _trajectory(self) -> None:
-        total = len(self.steps)
+        total = len(self.gradient_steps)
         window, stride = self.config.gradient_window, self.config.gradient_stride
         if total < 2:
             return
-        # The rows are full-rank with minibatch noise, so float32 products resolve them; see ranks for the rest.
-        grams = {name: _gram(rows[:total]) for name, rows in self.rows.items()}
+        self.file.flush()
+        rows = torch.from_file(str(self.path), size=total * len(self.row), dtype=self.row.dtype).view(total, -1)
+        # The rows are full-rank with minibatch noise, so float32 products resolve them; see `singular_values`.
+        columns = rows.split([len(part) for part in self.parts.values()], dim=1)
+        grams = {name: gram(part, self.row.device) for name, part in zip(self.parts, columns, strict=True)}
         grams[ALL] = torch.stack(list(grams.values())).sum(0)
         for t in sorted({*range(stride, total, stride), total} - {1}):
-            for name, gram in grams.items():
-                self._add("gradient_trajectory", name, "cumulative", self.steps[t - 1], t, from_gram(gram[:t, :t]))
+            step = self.gradient_steps[t - 1]
+            for name, products in grams.items():
+                self._add("gradient_trajectory", name, "cumulative", step, t, from_gram(products[:t, :t]))
                 if t >= window:
                     last = slice(t - window, t)
-                    values = from_gram(gram[last, last])
-                    self._add("gradient_trajectory", name, "window", self.steps[t - 1], window, values)
+                    self._add("gradient_trajectory", name, "window", step, window, from_gram(products[last, last]))
 
     # -- signals of the probe batch --
 
-    def due(self, epoch: int) -> bool:
+    def wants_signals(self, epoch: int) -> bool:
         every = self.config.signals_every
         return bool(every) and (epoch % every == 0 or epoch == self.config.epochs)
 
+    def update(self, step: int) -> None:
+        """Right after the last of `step` steps, while its gradient is there: the spectra of what it added to W,
+        per unit of rate.
+        """
+        for name, weight in self.learning.items():
+            update = self.optimizer.direction(weight)
+            self._add("update", name, "step", step, len(update), singular_values(update))
+
     def signals(self, step: int) -> None:
-        """Between two steps: spectra of errors and activations, and alignment, on the probe batch in float32."""
+        """After `step` steps: spectra of errors and activations, and alignment, of the probe batch in float32."""
         errors, activations, classifier_input, gradients = self._passes()
         for name, values in activations.items():
             self._add("activation", name, "batch", step, len(values), singular_values(values))
         found = [("error", name, values) for name, values in errors.items()]
         for quantity, name, values in [*found, ("classifier_input_error", "head", classifier_input)]:
             self._add(quantity, name, "batch", step, len(values), singular_values(values))
-            self.pool.setdefault((quantity, name), []).append(values[:POOLED_IMAGES])
+            self.pool.setdefault((quantity, name), []).append(values[:POOLED_IMAGES].clone())
         self.signal_steps.append(step)
         self._alignment(step, gradients)
-        for name, weight in self.weights.items():
-            self.before[name].copy_(weight.detach())
-
-    def update(self, step: int) -> None:
-        """After a step: the spectrum of its update, if signals were probed just before it."""
-        if self.signal_steps[-1:] != [step]:
-            return
-        for name, before in self.before.items():
-            values = (self.weights[name].detach() - before).flatten(1)
-            self._add("update", name, "step", step, len(values), singular_values(values))
 
     def _passes(self) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, dict[str, Tensor]]:
         """δ and h of every layer [samples, features], ∂L/∂h of the classifier's input, and the weights' gradients."""
@@ -154,15 +206,15 @@ class Probes:
         return errors, activations, found[len(outputs)].flatten(1), gradients
 
     def _alignment(self, step: int, gradients: dict[str, Tensor]) -> None:
-        layers = feedback_layers(self.model)
-        if not layers:
+        feedback = self.rule.feedback(self.model)
+        if not feedback:
             return
-        with exact_feedback(self.model), _untouched(self.model):
+        with self.rule.exact(self.model), _untouched(self.model):
             loss = F.cross_entropy(self.model(self.images), self.labels)
             exact = dict(zip(self.weights, torch.autograd.grad(loss, list(self.weights.values())), strict=True))
         names = list(self.weights)
         for name in names[1:]:  # no error is sent below the first layer: its B is never used
-            self._align("weight", name, step, _products(layers[name].weight, layers[name].feedback))
+            self._align("weight", name, step, _products(self.weights[name], feedback[name]))
         # The classifier's gradient is exact in every rule: its cosine is 1.
         products = {name: _products(gradients[name], exact[name]) for name in names[:-1]}
         for name, found in products.items():
@@ -177,7 +229,7 @@ class Probes:
     # -- the end --
 
     def finish(self) -> None:
-        """After the last step: what needs all of training at once."""
+        """After the last step: what needs all of training at once. The file of gradients has served."""
         self._trajectory()
         for (quantity, name), parts in self.pool.items():
             pooled, samples = torch.cat(parts), len(parts[0])
@@ -185,6 +237,8 @@ class Probes:
             for probed in range(1 if every else len(parts), len(parts) + 1):
                 rows = pooled[: probed * samples]
                 self._add(quantity, name, "pooled", self.signal_steps[probed - 1], len(rows), singular_values(rows))
+        self.file.close()
+        self.path.unlink()
 
     def _add(self, quantity: str, layer: str, scope: str, step: int, rows: int, values: np.ndarray) -> None:
         self.spectra.append(Spectrum(quantity, layer, scope, step, rows, values))
@@ -196,54 +250,23 @@ def _products(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack([a @ b, a @ a, b @ b])
 
 
-def _gram(rows: Tensor) -> Tensor:
-    """A Aᵀ, float32 [T, T], of rows [T, P] of any type; by slices, so that no float32 copy of all of A is made."""
-    total, block = len(rows), -(-len(rows) // 3)
-    gram = rows.new_zeros(total, total, dtype=torch.float32)
-    buffer = rows.new_empty(total, 2**13, dtype=torch.float32)
-    for part in rows.split(2**13, dim=1):
-        columns = buffer[:, : part.shape[1]].copy_(part)
-        for i in range(0, total, block):  # only at and below the diagonal: two thirds of the work
-            gram[i:, i : i + block].addmm_(columns[i:], columns[i : i + block].t())
-    return gram.tril() + gram.tril(-1).t()
-
-
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Passes in here, forward and backward, run in train mode; running statistics and mode are put back after."""
-    training = model.training
-    buffers = [(b, b.clone()) for name, b in model.named_buffers() if not name.endswith("feedback")]
+    """Passes in here, forward and backward, run in train mode, frozen weights with gradients of their own; running
+    statistics, mode and what learns are put back after.
+    """
+    training, norms = model.training, [m for m in model.modules() if isinstance(m, models.NORMS)]
+    statistics = [(b, b.clone()) for norm in norms for b in norm.buffers()]
+    frozen = [w for w in models.matrices(model).values() if not w.requires_grad]
     model.train()
     try:
+        for weight in frozen:
+            weight.requires_grad_(True)
         yield
     finally:
         model.train(training)
+        for weight in frozen:
+            weight.requires_grad_(False)
         with torch.no_grad():
-            for buffer, kept in buffers:
+            for buffer, kept in statistics:
                 buffer.copy_(kept)
-
-
-# ---- spectra.npz ----
-
-
-def save_spectra(path: Path | str, spectra: list[Spectrum]) -> None:
-    """All spectra of a run in one file of plain arrays, the values end to end in float32."""
-    columns = {
-        key: np.array([getattr(s, key) for s in spectra]) for key in ("quantity", "layer", "scope", "step", "rows")
-    }
-    lengths = np.array([len(s.values) for s in spectra], dtype=np.int64)
-    values = np.concatenate([s.values for s in spectra]).astype(np.float32) if spectra else np.empty(0, np.float32)
-    files.write(path, lambda temporary: np.savez_compressed(temporary, **columns, length=lengths, values=values))
-
-
-def read_spectra(path: Path | str) -> list[Spectrum]:
-    """Raises InputError for a file that is not one of `save_spectra`."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            parts = np.split(file["values"].astype(np.float64), np.cumsum(file["length"])[:-1])
-            columns = [file[key].tolist() for key in ("quantity", "layer", "scope", "step", "rows")]
-            return [Spectrum(*row, values) for *row, values in zip(*columns, parts, strict=False)]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path} is not a readable spectra file ({error}): delete its run folder to train it anew"
-        ) from error

@@ -1,4 +1,4 @@
-"""Effective rank: spectra by Gram matrices, and the four measures of a spectrum.
+"""Effective rank: four measures of a spectrum, in NumPy.
 
 "Effective rank" is Roy & Vetterli's (2007) exp of the entropy of a normalised spectrum. Public code disagrees on what
 is normalised, singular values or their squares, so both are here under names of their own.
@@ -7,25 +7,6 @@ is normalised, singular values or their squares, so both are here under names of
 from collections.abc import Callable
 
 import numpy as np
-import torch
-from torch import Tensor
-
-
-def singular_values(matrix: Tensor) -> np.ndarray:
-    """Singular values of an [m, n] matrix, descending, float64 [min(m, n)]; NaN all through if an entry is not finite.
-
-    By the eigenvalues of the smaller Gram matrix, all in float64: values below about 1e-8 of the largest are noise.
-    """
-    matrix = matrix.double()
-    return from_gram(matrix @ matrix.t() if matrix.shape[0] <= matrix.shape[1] else matrix.t() @ matrix)
-
-
-def from_gram(gram: Tensor) -> np.ndarray:
-    """Singular values of A, descending, float64 [n], from its Gram matrix A Aᵀ [n, n]."""
-    gram = gram.double()
-    if not bool(torch.isfinite(gram).all()):
-        return np.full(len(gram), np.nan)
-    return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).sqrt().cpu().numpy()
 
 
 def _exp_entropy(weights: np.ndarray) -> float:

@@ -1,168 +1,167 @@
-"""One run: from a RunConfig to a run folder.
+"""Training: the network of a run, all that it is between two steps, and the loop over them."""
 
-    config.json      the resolved config                checkpoint.pt    weights, feedback weights, config
-    metrics.csv      loss and accuracy of each epoch    spectra.npz      singular values of all that was probed
-    alignment.csv    cosines                            run.json         outcome, accuracy, cost, versions; written last
-
-A folder with run.json in it is complete; without, it is not a result.
-"""
-
-import dataclasses
-import io
-import json
 import math
 import os
-import pickle
-import platform
-import resource
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import torchvision
-from torch import nn
+from torch import Tensor, nn
 
-import rankcollapse
-from rankcollapse import data as datasets
-from rankcollapse import feedback, files, models, optim, probes
-from rankcollapse.config import InputError, RunConfig, read
+from rankcollapse import data as batching
+from rankcollapse import datasets, models, optim, probes
+from rankcollapse.config import RunConfig
+from rankcollapse.errors import InputError
+from rankcollapse.rules import RULES
 
 DIVERGED = 10.0  # a mean loss beyond this many times chance's, log(classes), counts as divergence; so does NaN
-Report = Callable[[int, str], object]
-
-
-def silent(step: int, note: str) -> None:
-    """The report of a caller that wants none."""
-
-
-def train(config: RunConfig, out: Path | str, report: Report = silent) -> dict:
-    """Train one run and write its folder; return the contents of run.json. A complete folder is returned as it is.
-
-    `report(step, note)` is called after every step. Raises InputError if `out` holds another config's run, or for data
-    that cannot be had. A loss that blows up is no error: `outcome` is then `diverged`, and what was measured is kept.
-    """
-    out = Path(out)
-    done = _claim(out, config)
-    if done is not None:
-        return done
-    device = pick_device(config.device)
-    start, started = time.perf_counter(), _now()
-    with deterministic():
-        data = datasets.load(config, device)
-        model = make_model(config, device)
-        probe = make_probes(model, data, config)
-        epochs, outcome, seconds = fit(model, data, config, probe, report)
-        tick = time.perf_counter()
-        probe.finish()
-        seconds["probes"] += time.perf_counter() - tick
-        test_loss, test_accuracy = evaluate(model, data, data.test, config)
-    trained = len(epochs) * config.steps_per_epoch * config.batch_size
-    result = {
-        "outcome": outcome,
-        "epochs": len(epochs),
-        "test_accuracy": test_accuracy,
-        "test_loss": test_loss,
-        "validation_accuracy": epochs[-1]["validation_accuracy"],
-        "train_loss": epochs[-1]["train_loss"],
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "seconds": round(time.perf_counter() - start, 3),
-        "train_seconds": round(seconds["train"], 3),
-        "probe_seconds": round(seconds["probes"], 3),
-        "images_per_second": round(trained / seconds["train"], 1),
-        "memory_mb": _peak_memory_mb(device),
-        "started": started,
-        "finished": _now(),
-        **environment(device),
-    }
-    checkpoint = {"config": dataclasses.asdict(config), "model": model.state_dict(), "epoch": len(epochs)}
-    packed = io.BytesIO()  # written by Python: torch.save to a full disk raises no OSError
-    torch.save(checkpoint, packed)
-    files.write(out / "checkpoint.pt", lambda path: path.write_bytes(packed.getbuffer()))
-    files.write_text(out / "metrics.csv", _csv(epochs))
-    probes.save_spectra(out / "spectra.npz", probe.spectra)
-    names = [field.name for field in dataclasses.fields(probes.Alignment)]
-    files.write_text(out / "alignment.csv", _csv((dataclasses.asdict(a) for a in probe.alignment), names))
-    files.write_json(out / "run.json", result)
-    return result
+Report = Callable[[int, str], object]  # (steps done, a note at the end of an epoch or "")
 
 
 def make_model(config: RunConfig, device: torch.device | str = "cpu") -> nn.Module:
     """The network of a run as it is before the first step, on `device`, with its feedback weights."""
-    shape, classes = datasets.SHAPES[config.dataset], datasets.CLASSES[config.dataset]
-    model = models.build(config, shape, classes, datasets.generator(config.seed, "weights"))
-    feedback.convert(model, config.rule, datasets.generator(config.seed, "feedback"), models.init_weight)
+    model = models.build(config, batching.generator(config.seed, "weights"))
+    RULES[config.rule].attach(model, batching.generator(config.seed, "feedback"), models.init_weight)
     return model.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
 
 
-def make_probes(model: nn.Module, data: datasets.Data, config: RunConfig) -> probes.Probes:
-    order = torch.randperm(len(data.train), generator=datasets.generator(config.seed, "probe"))
-    batch = data.train[order[: config.probe_images].to(data.train.labels.device)]
-    return probes.Probes(model, data.pixels(batch.images), batch.labels, config)
+class State:
+    """All that a run is between two steps; what its config and data do not tell is in `state_dict()`."""
 
+    def __init__(self, config: RunConfig, data: batching.Data, gradients: Path):
+        """`gradients`: the file of gradient rows. The run starts at the first step, on the device of `data`."""
+        self.config, self.data = config, data
+        self.device = data.train.labels.device
+        self.steps_per_epoch = datasets.steps_per_epoch(config)
+        self.steps = config.epochs * self.steps_per_epoch
+        self.model, self.rule = make_model(config, self.device), RULES[config.rule]
+        self.forward = torch.compile(self.model) if config.compile else self.model
+        self.optimizers = optim.build(self.model, config)
+        self.schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=self.steps) for o in self.optimizers]
+        order = torch.randperm(len(data.train), generator=batching.generator(config.seed, "probe"))
+        batch = data.train[order[: config.probe_images].to(self.device)]
+        self.probes = probes.Probes(
+            self.model, self.optimizers[0], data.pixels(batch.images), batch.labels, config, gradients
+        )
+        self.order = batching.generator(config.seed, "order")
+        self.epoch_start = self.order.get_state()  # of `order`: the epoch's draws are made again from it
+        self.step = 0
+        self.epochs: list[dict] = []
+        self.loss_sum = torch.zeros((), device=self.device)  # over the steps of this epoch, as is `correct`
+        self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.seconds = {"train": 0.0, "probes": 0.0, "evaluation": 0.0}
+        self.mark = time.perf_counter()
 
-def fit(model, data, config, probe, report: Report = silent) -> tuple[list[dict], str, dict[str, float]]:
-    """The training loop: metrics per epoch, the outcome, and seconds spent in training and in probes."""
-    optimizers = optim.build(model, config)
-    schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=config.steps) for o in optimizers]
-    forward = torch.compile(model) if config.compile else model
-    order = datasets.generator(config.seed, "order")
-    epochs: list[dict] = []
-    seconds = {"train": 0.0, "probes": 0.0}
-    chance_loss = math.log(datasets.CLASSES[config.dataset])
-    step = 0
-    for epoch in range(config.epochs):
-        _signals(probe, epoch, step, seconds, data)
-        tick = time.perf_counter()
-        model.train()
-        loss_sum = torch.zeros((), device=data.train.labels.device)
-        correct = torch.zeros((), dtype=torch.int64, device=loss_sum.device)
-        for images, labels in datasets.batches(data, config, order):
-            with autocast(config, images.device):
-                logits = forward(images)
-            loss = F.cross_entropy(logits.float(), labels)
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            loss.backward()
-            probe.gradient(step)
-            for optimizer, schedule in zip(optimizers, schedules, strict=True):
-                optimizer.step()
-                schedule.step()
-            probe.update(step)
-            loss_sum += loss.detach()
-            correct += (logits.detach().argmax(1) == labels).sum()
-            step += 1
-            report(step, "")
-        mean_loss = float(loss_sum) / config.steps_per_epoch  # waits for the device: once an epoch
-        seconds["train"] += time.perf_counter() - tick
-        validation_loss, validation_accuracy = evaluate(model, data, data.validation, config)
-        row = {
-            "epoch": epoch + 1,
-            "step": step,
-            "train_loss": mean_loss,
-            "train_accuracy": float(correct) / (config.steps_per_epoch * config.batch_size),
-            "validation_loss": validation_loss,
-            "validation_accuracy": validation_accuracy,
+    def state_dict(self) -> dict:
+        """Plain values and tensors, not copied. With the rows of the file of gradients it is all of the run so far."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "schedules": [s.state_dict() for s in self.schedules],
+            "probes": self.probes.state_dict(),
+            "epoch_start": self.epoch_start,
+            **{key: getattr(self, key) for key in ("step", "epochs", "loss_sum", "correct", "seconds")},
         }
-        epochs.append(row)
-        report(step, f"loss {mean_loss:.3f}, validation {100 * validation_accuracy:.1f} %")
-        if not mean_loss < DIVERGED * chance_loss:
-            return epochs, "diverged", seconds
-    _signals(probe, config.epochs, step, seconds, data)
-    return epochs, "finished", seconds
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on where `state` was taken, from a run of the same config: to the same bits as without the break."""
+        self.model.load_state_dict(state["model"])
+        for key in ("optimizers", "schedules"):
+            for part, there in zip(getattr(self, key), state[key], strict=True):
+                part.load_state_dict(there)
+        self.probes.load_state_dict(state["probes"])
+        self.order.set_state(state["epoch_start"].cpu())
+        self.step, self.epochs = state["step"], list(state["epochs"])
+        self.loss_sum.copy_(state["loss_sum"])
+        self.correct.copy_(state["correct"])
+        self.seconds = dict(state["seconds"])
+
+    def lap(self, what: str) -> None:
+        """Count the time since the last lap as spent on `what`."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.seconds[what] += now - self.mark
+        self.mark = now
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """What is left of this epoch."""
+        self.epoch_start = self.order.get_state()
+        return batching.batches(self.data, self.config, self.order, self.step - len(self.epochs) * self.steps_per_epoch)
+
+    def take_step(self, images: Tensor, labels: Tensor) -> None:
+        with autocast(self.config, self.device):
+            logits = self.forward(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        if self.probes.wants_gradient(self.step):
+            self.lap("train")
+            self.probes.gradient(self.step)
+            self.lap("probes")
+        group = self.optimizers[0].param_groups[0]  # of the forward weights
+        keep = 1 - group["lr"] * group["weight_decay"]
+        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        self.rule.after_step(self.model, keep)
+        self.loss_sum += loss.detach()
+        self.correct += (logits.detach().argmax(1) == labels).sum()
+        self.step += 1
+        epoch, rest = divmod(self.step, self.steps_per_epoch)
+        if not rest and self.probes.wants_signals(epoch):
+            self.lap("train")
+            self.probes.update(self.step)
+            self.lap("probes")
+
+    def end_epoch(self) -> dict:
+        """The row of metrics.csv, and the signals if they are due."""
+        row = {
+            "epoch": len(self.epochs) + 1,
+            "step": self.step,
+            "train_loss": float(self.loss_sum) / self.steps_per_epoch,
+            "train_accuracy": float(self.correct) / (self.steps_per_epoch * self.config.batch_size),
+        }
+        self.lap("train")
+        loss, accuracy = evaluate(self.model, self.data, self.data.validation, self.config)
+        self.lap("evaluation")
+        self.epochs.append({**row, "validation_loss": loss, "validation_accuracy": accuracy})
+        self.epoch_start = self.order.get_state()
+        self.loss_sum.zero_()
+        self.correct.zero_()
+        self.signals()
+        return self.epochs[-1]
+
+    def signals(self) -> None:
+        if self.probes.wants_signals(len(self.epochs)):
+            self.probes.signals(self.step)
+            self.lap("probes")
 
 
-def _signals(probe: probes.Probes, epoch: int, step: int, seconds: dict[str, float], data: datasets.Data) -> None:
-    if probe.due(epoch):
-        tick = time.perf_counter()
-        probe.signals(step)
-        seconds["probes"] += time.perf_counter() - tick
+def fit(state: State, report: Report = lambda step, note: None) -> str:
+    """Train to the end, from wherever `state` is; the outcome."""
+    state.mark = time.perf_counter()
+    chance_loss = math.log(datasets.SETS[state.config.dataset].classes)
+    if state.step == 0:
+        state.signals()
+    while len(state.epochs) < state.config.epochs:
+        state.model.train()
+        for images, labels in state.batches():
+            state.take_step(images, labels)
+            report(state.step, "")
+        row = state.end_epoch()
+        report(state.step, f"loss {row['train_loss']:.3f}, validation {100 * row['validation_accuracy']:.1f} %")
+        if not row["train_loss"] < DIVERGED * chance_loss:
+            return "diverged"
+    return "finished"
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: datasets.Data, split: datasets.Split, config: RunConfig) -> tuple[float, float]:
+def evaluate(model: nn.Module, data: batching.Data, split: batching.Split, config: RunConfig) -> tuple[float, float]:
     """Mean cross-entropy and accuracy (0 to 1) of a split, in evaluation mode."""
     model.eval()
     loss, correct = 0.0, 0
@@ -201,64 +200,3 @@ def deterministic() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.backends.cudnn.benchmark = benchmark
-
-
-def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> tuple[nn.Module, RunConfig]:
-    """The trained network of a checkpoint and its config. Raises InputError for a file that is not one."""
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-        config = RunConfig(**content["config"])
-        model = make_model(config, device)
-        model.load_state_dict(content["model"])
-    except (OSError, RuntimeError, LookupError, TypeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{path} is not a readable checkpoint ({reason}): delete its run folder to train it anew"
-        ) from error
-    return model, config
-
-
-def _claim(out: Path, config: RunConfig) -> dict | None:
-    """Make the run folder this config's. The stored result if it is complete; InputError if it is another config's."""
-    path = out / "config.json"
-    if path.exists():
-        there, here = read(path), dataclasses.asdict(config)
-        changed = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
-        if changed:
-            key = changed[0]
-            raise InputError(
-                f"{out} holds the run of another config ({key} is {there.get(key)!r} there, {here.get(key)!r} here): "
-                "choose another folder, or delete that one"
-            )
-        if (out / "run.json").exists():
-            return json.loads((out / "run.json").read_text())
-    files.write_json(path, dataclasses.asdict(config))
-    return None
-
-
-def _csv(rows: Iterable[dict], columns: list[str] | None = None) -> str:
-    rows = list(rows)
-    columns = columns or list(rows[0])
-    return "\n".join([",".join(columns), *(",".join(str(row[c]) for c in columns) for row in rows)]) + "\n"
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _peak_memory_mb(device: torch.device) -> int:
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-
-
-def environment(device: torch.device) -> dict[str, str | int]:
-    """What a result depends on beyond its config."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
-    versions = {"rankcollapse": rankcollapse, "torch": torch, "torchvision": torchvision}
-    return {
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **{key: module.__version__ for key, module in versions.items()},
-    }

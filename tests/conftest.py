@@ -1,6 +1,9 @@
 """What the tests share: one thread, repeatable property tests, small runs, and CIFAR sets of a few images."""
 
+import dataclasses
 import hashlib
+import itertools
+import os
 import pickle
 import random
 import re
@@ -10,14 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from rankcollapse.config import RunConfig
+from rankcollapse import datasets
+from rankcollapse.config import run_config
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before a first test touches a GPU
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, database=None, max_examples=40)
 hypothesis.settings.load_profile("tests")
 
+DEVICES = ["cpu"] + ([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])
 TINY = {
-    "device": "cpu",
     "architecture": "mlp",
     "width": 16,
     "depth": 2,
@@ -29,10 +34,44 @@ TINY = {
 }
 
 
+@pytest.fixture(scope="session", params=DEVICES)
+def device(request):
+    """The CPU, and a GPU where there is one: a test that takes it runs on both."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """A function from overrides to the config of a run of a fraction of a second, without probes."""
-    return lambda **overrides: RunConfig(**{**TINY, **overrides})
+    return lambda **overrides: run_config({**TINY, **overrides})
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A data folder with the digits converted in it."""
+    folder = tmp_path_factory.mktemp("data")
+    datasets.prepare("digits", folder, folder / "ready")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits(data_dir):
+    """The folder of the converted digits."""
+    return data_dir / "ready" / "digits"
+
+
+@pytest.fixture
+def new_state(digits, tmp_path):
+    """A function from a config of the digits to a run before its first step, with a file of gradients of its own."""
+    from rankcollapse import data, training
+
+    numbers = itertools.count()
+
+    def make(config, device="cpu", gradients=None):
+        path = gradients or tmp_path / f"gradients{next(numbers)}.bin"
+        return training.State(config, data.load(config, digits, device), path)
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +106,7 @@ def global_random_state():
 
 @pytest.fixture
 def fake_cifar(tmp_path, monkeypatch):
-    """A folder with CIFAR-10 and CIFAR-100 of 200 + 50 random images, whose md5 sums pass for the official ones."""
+    """A folder with CIFAR-10 and CIFAR-100 of 200 + 100 random images, which pass for the official ones."""
     import torchvision
 
     pixels = np.random.default_rng(0)
@@ -84,15 +123,16 @@ def fake_cifar(tmp_path, monkeypatch):
             key: [i % classes for i in range(count)],
         }
 
-    for make, classes, key, train, test in (
-        (torchvision.datasets.CIFAR10, 10, "labels", [f"data_batch_{i}" for i in range(1, 6)], "test_batch"),
-        (torchvision.datasets.CIFAR100, 100, "fine_labels", ["train"], "test"),
+    for name, make, classes, key, train, test in (
+        ("cifar10", torchvision.datasets.CIFAR10, 10, "labels", [f"data_batch_{i}" for i in range(1, 6)], "test_batch"),
+        ("cifar100", torchvision.datasets.CIFAR100, 100, "fine_labels", ["train"], "test"),
     ):
         folder = tmp_path / make.base_folder
-        lists = [dump(folder, name, images(200 // len(train), classes, key)) for name in train]
+        lists = [dump(folder, file, images(200 // len(train), classes, key)) for file in train]
         meta = dict(make.meta)
         names = dump(folder, meta["filename"], {meta["key"]: [f"class {i}" for i in range(classes)]})
         monkeypatch.setattr(make, "train_list", lists)
-        monkeypatch.setattr(make, "test_list", [dump(folder, test, images(50, classes, key))])
+        monkeypatch.setattr(make, "test_list", [dump(folder, test, images(100, classes, key))])
         monkeypatch.setattr(make, "meta", {**meta, "md5": names[1]})
+        monkeypatch.setitem(datasets.SETS, name, dataclasses.replace(datasets.SETS[name], train=200, test=100))
     return tmp_path

@@ -1,3 +1,6 @@
+import dataclasses
+import io
+import os
 import pickle
 from urllib.error import URLError
 
@@ -8,7 +11,7 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankcollapse import data as datasets
+from rankcollapse import datasets
 from rankcollapse.config import InputError
 from rankcollapse.data import Data, Split, batches, crop, flip, generator, load, stratified
 
@@ -54,22 +57,127 @@ def test_a_stratified_subset_follows_its_generator_and_is_not_sorted():
     assert 75 < (labels[first].diff() != 0).sum() < 97  # 9 if sorted by class, 99 if class after class, 89 at random
 
 
+# ---- conversion ----
+
+
+def refused(one_sentence, call, *words):
+    """`call` refuses its input in one sentence with these words in it."""
+    with pytest.raises(InputError) as caught:
+        call()
+    one_sentence(caught.value, *words)
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100"])
+def test_a_set_is_converted_once_to_arrays_of_its_record(fake_cifar, tmp_path, monkeypatch, name):
+    record = datasets.SETS[name]
+    folder = datasets.prepare(name, fake_cifar, tmp_path / "ready")
+    assert folder == tmp_path / "ready" / name
+    assert sorted(path.name for path in folder.iterdir()) == ["images.npy", "labels.npy"]
+    images, labels = datasets.mapped(name, folder)
+    channels, height, width = record.shape
+    assert (images.dtype, images.shape) == (np.uint8, (record.train + record.test, height, width, channels))
+    assert (labels.dtype, labels.shape) == (np.int64, (record.train + record.test,))
+    assert isinstance(images, np.memmap)
+    assert record.chance == pytest.approx(float(np.mean(labels[record.train :] == 0))), "classes of equal size"
+
+    def again(data_dir, download):
+        raise AssertionError("converted twice")
+
+    monkeypatch.setitem(datasets.SETS, name, dataclasses.replace(record, source=again))
+    assert datasets.prepare(name, fake_cifar, tmp_path / "ready") == folder
+
+
+def test_a_conversion_that_was_cut_off_is_made_anew(tmp_path):
+    folder = datasets.prepare("digits", tmp_path, tmp_path / "ready")
+    before = (folder / "images.npy").read_bytes()
+    (folder / "images.npy").unlink()
+    datasets.prepare("digits", tmp_path, tmp_path / "ready")
+    assert (folder / "images.npy").read_bytes() == before
+
+
+def test_writing_to_the_mapped_arrays_does_not_reach_the_file(digits):
+    before = (digits / "images.npy").read_bytes()
+    images, _ = datasets.mapped("digits", digits)
+    images[:] = 0
+    assert (digits / "images.npy").read_bytes() == before
+
+
+def a_part(count, classes=10, shape=(8, 8, 1), dtype=np.uint8):
+    return np.zeros((count, *shape), dtype), np.arange(count) % classes
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "words"),
+    [
+        (a_part(1400), a_part(360), ["training set", "images", "1400", "1437"]),
+        (a_part(1437), a_part(361), ["test set", "images", "361", "360"]),
+        (a_part(1437), (a_part(360)[0], a_part(359)[1]), ["test set", "labels", "359", "360"]),
+        (a_part(1437, classes=9), a_part(360), ["training set", "labels", "9 classes"]),
+        (a_part(1437), a_part(360, classes=11), ["test set", "labels", "11 classes"]),
+        (a_part(1437, shape=(1, 8, 8)), a_part(360), ["training set", "images", "1, 8, 8)", "8, 8, 1)"]),
+        (a_part(1437, dtype=np.float64), a_part(360), ["training set", "images", "float64", "uint8"]),
+        ((a_part(1437)[0], a_part(1437)[1] + 1), a_part(360), ["training set", "labels", "0 to 9"]),
+        (a_part(0), a_part(360), ["training set", "images", "(0, ", "1437"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_files_that_contradict_the_record_are_refused(tmp_path, monkeypatch, one_sentence, train, test, words):
+    changed = dataclasses.replace(datasets.SETS["digits"], source=lambda data_dir, download: (train, test))
+    monkeypatch.setitem(datasets.SETS, "digits", changed)
+    refused(one_sentence, lambda: datasets.prepare("digits", tmp_path, tmp_path / "ready"), "digits", *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def as_bytes(save, *values):
+    file = io.BytesIO()
+    save(file, *values)
+    return file.getvalue()
+
+
+ARRAY = as_bytes(np.save, np.zeros((1797, 8, 8, 1), np.uint8))
+FOREIGN = {
+    "empty": b"",
+    "magic number alone": ARRAY[:8],
+    "half of the header": ARRAY[:60],
+    "half": ARRAY[: len(ARRAY) // 2],
+    "all but a byte": ARRAY[:-1],
+    "text": b"hello world\n" * 20,
+    "an npz": as_bytes(np.savez, np.zeros(3)),
+    "a pickle": pickle.dumps([1, 2]),
+    "objects": as_bytes(np.save, np.array([{}], dtype=object)),
+    "too few": as_bytes(np.save, np.zeros((1796, 8, 8, 1), np.uint8)),
+    "another shape": as_bytes(np.save, np.zeros((1797, 1, 8, 8), np.uint8)),
+    "another type": as_bytes(np.save, np.zeros((1797, 8, 8, 1), np.int8)),
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+def test_arrays_that_are_not_those_of_the_record_are_refused(digits, tmp_path, one_sentence, content):
+    (tmp_path / "labels.npy").write_bytes((digits / "labels.npy").read_bytes())
+    path = tmp_path / "images.npy"
+    path.write_bytes(content)
+    refused(one_sentence, lambda: datasets.mapped("digits", tmp_path), str(tmp_path), f"delete {tmp_path}")
+    path.unlink()
+    refused(one_sentence, lambda: datasets.mapped("digits", tmp_path), str(path))
+
+
 # ---- splits ----
 
 
-def test_digits_have_1437_training_and_360_test_images(tiny):
-    data = load(tiny(train_images=None))
+def test_digits_have_1437_training_images_and_36_test_images_of_each_class(tiny, digits):
+    data = load(tiny(train_images=None), digits)
     assert (len(data.train), len(data.validation), len(data.test)) == (1237, 200, 360)
     assert data.train.images.shape[1:] == (8, 8, 1)
     assert data.train.images.dtype == torch.uint8
     assert data.train.labels.dtype == torch.int64
+    assert torch.bincount(data.test.labels).tolist() == [36] * 10
 
 
-def test_digits_are_those_of_scikit_learn(tiny):
+def test_digits_are_those_of_scikit_learn(tiny, digits):
     from sklearn.datasets import load_digits
 
     whole = load_digits()
-    data = load(tiny(train_images=None))
+    data = load(tiny(train_images=None), digits)
     found = sorted(
         (int(label), image.squeeze(-1).tolist())
         for split in (data.train, data.validation, data.test)
@@ -79,55 +187,64 @@ def test_digits_are_those_of_scikit_learn(tiny):
     assert found == sorted(zip(whole.target.tolist(), official, strict=True))
 
 
-def test_validation_and_test_images_are_the_same_for_every_seed(tiny):
-    first, other = (load(tiny(seed=seed)) for seed in (0, 1))
+def test_validation_and_test_images_are_the_same_for_every_seed(tiny, digits):
+    first, other = (load(tiny(seed=seed), digits) for seed in (0, 1))
     for a, b in ((first.validation, other.validation), (first.test, other.test)):
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.labels, b.labels)
     assert not torch.equal(first.train.images, other.train.images)
 
 
-def test_the_training_subset_follows_the_seed(tiny):
-    first, again = (load(tiny(seed=3, lr=lr)).train for lr in (0.1, 0.2))
+def test_the_training_subset_follows_the_seed_and_is_stratified(tiny, digits):
+    first, again = (load(tiny(seed=3, lr=lr), digits).train for lr in (0.1, 0.2))
     assert torch.equal(first.images, again.images)
     assert torch.equal(first.labels, again.labels)
+    whole = torch.bincount(load(tiny(train_images=None), digits).train.labels)
+    share = 640 * whole / whole.sum()
+    assert float((torch.bincount(first.labels) - share).abs().max()) <= 1
+
+
+@pytest.fixture
+def prepared(fake_cifar, tmp_path):
+    """A function from a CIFAR set's name to the folder of its converted arrays."""
+    return lambda name, **options: datasets.prepare(name, fake_cifar, tmp_path / "ready", **options)
 
 
 @pytest.mark.parametrize(("dataset", "classes"), [("cifar10", 10), ("cifar100", 100)])
-def test_cifar_is_unpickled_and_split_without_overlap(tiny, fake_cifar, dataset, classes):
-    data = load(tiny(dataset=dataset, data_dir=str(fake_cifar), validation_images=50, train_images=100, download=False))
-    assert (len(data.train), len(data.validation), len(data.test)) == (100, 50, 50)
+def test_cifar_is_unpickled_and_split_without_overlap(tiny, prepared, dataset, classes):
+    config = tiny(dataset=dataset, validation_images=100, train_images=100)
+    data = load(config, prepared(dataset, download=False))
+    assert (len(data.train), len(data.validation), len(data.test)) == (100, 100, 100)
     assert data.train.images.shape == (100, 32, 32, 3)
     train, validation = set(rows(data.train.images)), set(rows(data.validation.images))
     assert len(train) == 100
     assert train.isdisjoint(validation)
-    if dataset == "cifar10":
-        assert torch.bincount(data.train.labels).tolist() == [10] * classes
-        assert torch.bincount(data.validation.labels).tolist() == [5] * classes
-
-
-def test_cifar_images_and_labels_stay_together_and_upright(tiny, fake_cifar):
-    data = load(tiny(dataset="cifar10", data_dir=str(fake_cifar), validation_images=50, train_images=None))
-    official = {}
-    for i in range(1, 6):
-        content = pickle.loads((fake_cifar / "cifar-10-batches-py" / f"data_batch_{i}").read_bytes())
-        for row, label in zip(content["data"], content["labels"], strict=True):
-            official[row.tobytes()] = label  # channel by channel, row by row
     for split in (data.train, data.validation):
+        assert torch.bincount(split.labels).tolist() == [100 // classes] * classes
+
+
+def test_cifar_images_and_labels_stay_together_and_upright(tiny, fake_cifar, prepared):
+    data = load(tiny(dataset="cifar10", validation_images=50, train_images=None), prepared("cifar10"))
+    official = {}
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        content = pickle.loads((fake_cifar / "cifar-10-batches-py" / name).read_bytes())
+        for row, label in zip(content["data"], content["labels"], strict=True):
+            official[row.tobytes()] = (name == "test_batch", label)  # channel by channel, row by row
+    for split in (data.train, data.validation, data.test):
         for image, label in zip(split.images, split.labels, strict=True):
-            assert official[image.permute(2, 0, 1).numpy().tobytes()] == label
+            assert official[image.permute(2, 0, 1).numpy().tobytes()] == (split is data.test, label)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_pixels_are_normalised_by_the_constants_of_the_set(tiny, fake_cifar, channels_last):
-    config = tiny(dataset="cifar10", data_dir=str(fake_cifar), validation_images=50, channels_last=channels_last)
-    data = load(config)
+def test_pixels_are_normalised_by_the_constants_of_the_set(tiny, prepared, device, channels_last):
+    config = tiny(dataset="cifar10", validation_images=50, train_images=100, channels_last=channels_last)
+    data = load(config, prepared("cifar10"), device)
     images = data.test.images[:3]
     found = data.pixels(images)
-    mean, std = (np.array(values) for values in datasets.PIXELS["cifar10"])
-    expected = ((images.numpy() / 255 - mean) / std).transpose(0, 3, 1, 2)
+    mean, std = (np.array(values) for values in (datasets.SETS["cifar10"].mean, datasets.SETS["cifar10"].std))
+    expected = ((images.cpu().numpy() / 255 - mean) / std).transpose(0, 3, 1, 2)
     assert found.dtype == torch.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.cpu(), expected, rtol=1e-5, atol=1e-6)
     assert found.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
@@ -141,10 +258,10 @@ def test_pixels_come_in_the_memory_layout_asked_for(layout):
     assert torch.equal(found, images.permute(0, 3, 1, 2).float())
 
 
-def test_the_constants_of_digits_are_their_mean_and_deviation(tiny):
-    data = load(tiny(train_images=None))
+def test_the_constants_of_digits_are_their_mean_and_deviation(tiny, digits):
+    data = load(tiny(train_images=None), digits)
     pixels = torch.cat([data.train.images, data.validation.images]).double() / 255
-    (mean,), (std,) = datasets.PIXELS["digits"]
+    (mean,), (std,) = datasets.SETS["digits"].mean, datasets.SETS["digits"].std
     assert abs(float(pixels.mean()) - mean) < 1e-4
     assert abs(float(pixels.std(correction=0)) - std) < 1e-4
 
@@ -163,8 +280,8 @@ FILES = [
 
 
 @pytest.mark.parametrize(("dataset", "name"), FILES)
-@pytest.mark.parametrize("damage", ["altered", "truncated", "missing"])
-def test_a_damaged_cifar_file_is_named(tiny, fake_cifar, one_sentence, dataset, name, damage):
+@pytest.mark.parametrize("damage", ["altered", "truncated", "missing", "a folder"])
+def test_a_damaged_cifar_file_is_named(fake_cifar, prepared, one_sentence, dataset, name, damage):
     file = fake_cifar / name
     blob = file.read_bytes()
     if damage == "altered":
@@ -173,39 +290,51 @@ def test_a_damaged_cifar_file_is_named(tiny, fake_cifar, one_sentence, dataset, 
         file.write_bytes(blob[: len(blob) // 2])
     else:
         file.unlink()
-    with pytest.raises(InputError) as caught:
-        load(tiny(dataset=dataset, data_dir=str(fake_cifar), validation_images=50))
-    one_sentence(caught.value, str(file), "missing" if damage == "missing" else "altered or truncated")
+        if damage == "a folder":
+            file.mkdir()
+    state = "missing" if damage == "missing" else "altered or truncated"
+    refused(one_sentence, lambda: prepared(dataset), str(file), state)
+    assert not (fake_cifar / "ready").exists()
 
 
-def test_absent_data_that_may_not_be_downloaded_is_named(tiny, tmp_path, one_sentence):
-    with pytest.raises(InputError) as caught:
-        load(tiny(dataset="cifar10", data_dir=str(tmp_path), download=False))
-    one_sentence(caught.value, str(tmp_path / "cifar-10-batches-py"), "download is false")
+def test_absent_data_that_may_not_be_downloaded_is_named(tmp_path, one_sentence):
+    words = str(tmp_path / "cifar-10-batches-py"), "download is false"
+    refused(one_sentence, lambda: datasets.prepare("cifar10", tmp_path, tmp_path / "ready", download=False), *words)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failing_download_is_explained_and_leaves_nothing(tiny, tmp_path, monkeypatch, one_sentence):
+def test_a_failing_download_is_explained_and_leaves_nothing(tmp_path, monkeypatch, one_sentence):
     def unreachable(self):
-        (tmp_path / next(tmp_path.iterdir()).name / "half").write_text("of a file")
+        (tmp_path / next(tmp_path.iterdir()).name / "half").write_text("of a file", encoding="utf-8")
         raise URLError("no route to host")
 
     monkeypatch.setattr(torchvision.datasets.CIFAR100, "download", unreachable)
-    with pytest.raises(InputError) as caught:
-        load(tiny(dataset="cifar100", data_dir=str(tmp_path)))
-    one_sentence(caught.value, str(tmp_path / "cifar-100-python"), "no route to host")
+    words = str(tmp_path / "cifar-100-python"), "no route to host"
+    refused(one_sentence, lambda: datasets.prepare("cifar100", tmp_path, tmp_path / "ready"), *words)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_download_ends_under_the_official_name(tiny, fake_cifar, tmp_path, monkeypatch):
+def test_a_download_ends_under_the_official_name_in_the_home_that_a_tilde_means(fake_cifar, tmp_path, monkeypatch):
     source = fake_cifar / "cifar-10-batches-py"
-    target = tmp_path / "new"
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(
         torchvision.datasets.CIFAR10, "download", lambda self: source.rename(f"{self.root}/cifar-10-batches-py")
     )
-    data = load(tiny(dataset="cifar10", data_dir=str(target), validation_images=50))
-    assert len(data.test) == 50
-    assert [path.name for path in target.iterdir()] == ["cifar-10-batches-py"]
+    folder = datasets.prepare("cifar10", "~/new", tmp_path / "ready")
+    assert len(datasets.mapped("cifar10", folder)[1]) == 300
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["cifar-10-batches-py"]
+
+
+@pytest.mark.parametrize("download", [True, False])
+@pytest.mark.parametrize("name", ["file", "x" * 300, "closed"], ids=["a file", "a name too long", "no permission"])
+def test_a_data_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, one_sentence, name, download):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    (tmp_path / "closed").mkdir(mode=0)
+    if name == "closed" and os.access(tmp_path / "closed", os.R_OK):
+        pytest.skip("this user may read everything")
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", lambda self: pytest.fail("it went on the network"))
+    folder = tmp_path / name
+    refused(one_sentence, lambda: datasets.prepare("cifar10", folder, tmp_path / "ready", download), str(folder))
 
 
 # ---- batches ----
@@ -226,6 +355,28 @@ def test_batches_take_each_image_at_most_once_and_leave_out_the_last_incomplete_
     assert len(labels.unique()) == 96
     for images, own in found:
         assert torch.equal(images, own.float()[:, None, None, None].expand(32, 1, 6, 6))
+
+
+@pytest.mark.parametrize("options", [{}, {"flip": True}, {"crop": 2}, {"flip": True, "crop": 1}], ids=str)
+def test_an_epoch_without_its_first_batches_is_the_tail_of_the_whole(tiny, options):
+    config, data = tiny(train_images=100, batch_size=16, probe_images=2, **options), numbered(100)
+    whole, state = list(batches(data, config, first := gen(3))), first.get_state()
+    for skip in (0, 1, 5, 6):
+        tail = list(batches(data, config, order := gen(3), skip))
+        assert len(tail) == 6 - skip
+        for (images, labels), (expected, own) in zip(tail, whole[skip:], strict=True):
+            assert torch.equal(images, expected)
+            assert torch.equal(labels, own)
+        assert torch.equal(order.get_state(), state), "the next epoch starts where it would have"
+
+
+def test_batches_are_the_same_on_every_device(tiny, digits, device):
+    config = tiny(flip=True, crop=1)
+    here, there = (list(batches(load(config, digits, where), config, gen())) for where in ("cpu", device))
+    for (images, labels), (others, own) in zip(here, there, strict=True):
+        assert others.device.type == own.device.type == device
+        assert torch.equal(labels, own.cpu())
+        torch.testing.assert_close(images, others.cpu(), rtol=1e-6, atol=1e-6)
 
 
 def test_batches_follow_the_generator_and_change_from_epoch_to_epoch(tiny):
@@ -291,8 +442,8 @@ def test_a_crop_at_the_shift_of_the_padding_is_the_image_itself():
     assert torch.equal(crop(images, torch.full((3, 2), 2), 2), images)
 
 
-def test_loading_leaves_global_random_state_alone(tiny, global_random_state):
+def test_loading_leaves_global_random_state_alone(tiny, digits, global_random_state):
     before = global_random_state()
     config = tiny(flip=True, crop=1)
-    list(batches(load(config), config, gen()))
+    list(batches(load(config, digits), config, gen()))
     assert global_random_state() == before

@@ -1,3 +1,5 @@
+"""The updates against torch's own optimisers, numpy and scipy, and what each optimiser of a run takes."""
+
 import copy
 
 import numpy as np
@@ -8,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from rankcollapse import models, optim
-from rankcollapse.config import InputError
+from rankcollapse import RULES, models, optim
+from rankcollapse.errors import InputError
 from rankcollapse.optim import FlatMuon, MomentumSGD, flatten, full_rank, top_r
 
 MUON = {"lr": 0.05, "momentum": 0.9, "ns_steps": 5}
@@ -19,10 +21,13 @@ def gen(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def weights(layout=torch.contiguous_format):
+LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+
+
+def weights(layout=torch.contiguous_format, device="cpu"):
     """A tall and a wide matrix, and convolutions of odd shapes, 1x1 and one input channel among them."""
     shapes = [(12, 5), (4, 9), (8, 3, 3, 3), (4, 6, 1, 1), (6, 1, 3, 3), (2, 5, 2, 3)]
-    found = [nn.Parameter(torch.randn(shape, generator=gen(i))) for i, shape in enumerate(shapes)]
+    found = [nn.Parameter(torch.randn(shape, generator=gen(i)).to(device)) for i, shape in enumerate(shapes)]
     return [nn.Parameter(w.detach().to(memory_format=layout)) if w.dim() == 4 else w for w in found]
 
 
@@ -30,6 +35,10 @@ def gradients(step, params):
     """Gradients drawn in logical order, whatever the layout, and laid out as the parameters are."""
     drawn = [torch.randn(p.shape, generator=gen(100 * step + i)) for i, p in enumerate(params)]
     return [torch.empty_like(p).copy_(g) for p, g in zip(params, drawn, strict=True)]
+
+
+def in_channels_last(tensor):
+    return tensor.dim() == 4 and not tensor.is_contiguous()
 
 
 def as_columns(tensor, last):
@@ -73,7 +82,7 @@ def test_flat_muon_is_torch_muon_on_flattened_matrices(shape_factor, weight_deca
 @pytest.mark.parametrize("shape_factor", ["original", "match_rms_adamw"])
 def test_flat_muon_in_channels_last_is_torch_muon_with_columns_in_memory_order(shape_factor, weight_decay):
     params = weights(torch.channels_last)
-    last = [p.dim() == 4 and not p.is_contiguous() for p in params]
+    last = [in_channels_last(p) for p in params]
     assert last == [False, False, True, False, False, True]
     expected = run_reference(params, last, shape_factor=shape_factor, weight_decay=weight_decay)
     run_muon(params, shape_factor=shape_factor, weight_decay=weight_decay)
@@ -118,28 +127,11 @@ def test_muon_leaves_a_weight_without_gradient_alone_and_clears_gradients():
     assert all(torch.equal(p.detach(), value) for p, value in zip(params, before, strict=True))
 
 
-@pytest.mark.parametrize("make", [lambda p: FlatMuon(p, **MUON, weight_decay=0.0, shape_factor="original"),
-                                  lambda p: MomentumSGD(p, lr=0.1)], ids=["muon", "sgd"])  # fmt: skip
-def test_a_step_with_a_closure_uses_the_gradients_of_the_closure(make):
-    plain, closed = (nn.Parameter(torch.randn(4, 3, generator=gen())) for _ in range(2))
-
-    def loss_of(p):
-        p.grad = None
-        loss = p.square().sum()
-        loss.backward()
-        return loss
-
-    expected = loss_of(plain)
-    make([plain]).step()
-    assert make([closed]).step(lambda: loss_of(closed)) == expected
-    assert torch.equal(closed, plain)
-
-
 # ---- momentum SGD ----
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@LAYOUTS
 def test_momentum_sgd_without_decay_gives_the_bits_of_torch_sgd(momentum, layout):
     ours = [*weights(layout), nn.Parameter(torch.randn(7, generator=gen()))]
     theirs = copy.deepcopy(ours)
@@ -170,7 +162,7 @@ def test_a_parameter_without_gradient_is_not_decayed():
     assert torch.equal(p, torch.ones(2, 2))
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@LAYOUTS
 def test_an_intervention_sees_matrices_of_momentum_and_leaves_vectors_alone(layout):
     """Cutting to rank 1, against numpy on the momentum worked out here."""
     params = [*weights(layout), nn.Parameter(torch.randn(7, generator=gen()))]
@@ -189,6 +181,70 @@ def test_an_intervention_sees_matrices_of_momentum_and_leaves_vectors_alone(layo
         optimizer.step()
     for p, value in zip(params, expected, strict=True):
         np.testing.assert_allclose(p.detach().reshape(len(p), -1), value, rtol=0, atol=2e-6)
+
+
+# ---- the direction of the last step ----
+
+
+def sgd(**options):
+    return lambda params: MomentumSGD(params, lr=0.1, **options)
+
+
+def muon(**options):
+    return lambda params: FlatMuon(params, **{**MUON, "lr": 0.1, "weight_decay": 0.0, **options})
+
+
+STEPS = {
+    "sgd": sgd(momentum=0.9),
+    "sgd, decay": sgd(momentum=0.9, weight_decay=0.5),
+    "sgd without momentum": sgd(weight_decay=0.5),
+    "top_r": sgd(momentum=0.9, weight_decay=0.5, intervention=lambda m: top_r(m, 1)),
+    "full_rank": sgd(momentum=0.9, intervention=lambda m: full_rank(m, "spectral")),
+    "full_rank without momentum": sgd(intervention=lambda m: full_rank(m, "frobenius")),
+    "muon": muon(shape_factor="original"),
+    "muon, decay": muon(shape_factor="original", weight_decay=0.5, momentum=0.5),
+    "muon, match_rms_adamw": muon(shape_factor="match_rms_adamw", weight_decay=0.5, ns_steps=2),
+}
+
+
+@LAYOUTS
+@pytest.mark.parametrize("make", STEPS.values(), ids=STEPS)
+def test_direction_is_what_the_last_step_subtracted_per_rate_decay_aside(make, layout, device):
+    params = weights(layout, device)
+    optimizer = make(params)
+    decay = optimizer.param_groups[0]["weight_decay"]
+    for step, rate in enumerate((0.1, 0.3, 0.2)):
+        optimizer.param_groups[0]["lr"] = rate
+        before = [p.detach().clone() for p in params]
+        for p, g in zip(params, gradients(step, params), strict=True):
+            p.grad = g
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] = 7.0  # of the step to come, as a schedule sets it
+        after = [p.detach().clone() for p in params]
+        for p, w, v in zip(params, before, after, strict=True):
+            expected = as_columns((w.double() * (1 - rate * decay) - v.double()) / rate, in_channels_last(p))
+            found = optimizer.direction(p)
+            assert found.shape == models.flat_shape(p)
+            assert found.norm() > 0.1
+            torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+        assert all(torch.equal(p.detach(), v) for p, v in zip(params, after, strict=True)), (
+            "to ask is to change nothing"
+        )
+
+
+@pytest.mark.parametrize("make", STEPS.values(), ids=STEPS)
+def test_to_ask_for_the_direction_does_not_change_the_next_step(make):
+    asked, plain = weights(), weights()
+    for params in (asked, plain):
+        optimizer = make(params)
+        for step in range(3):
+            for p, g in zip(params, gradients(step, params), strict=True):
+                p.grad = g
+            optimizer.step()
+            if params is asked:
+                for p in params:
+                    optimizer.direction(p)
+    assert all(torch.equal(p, q) for p, q in zip(asked, plain, strict=True))
 
 
 # ---- interventions ----
@@ -260,7 +316,8 @@ def test_a_flattened_weight_shares_the_memory_of_the_weight():
 
 def make(tiny, **options):
     config = tiny(**{"architecture": "cnn4", "normalization": "batch", "width": 4, **options})
-    net = models.build(config, (1, 8, 8), 10, gen())
+    net = models.build(config, gen())
+    RULES[config.rule].attach(net, gen(1), models.init_weight)
     return net, optim.build(net, config)
 
 
@@ -285,12 +342,10 @@ def test_sgd_takes_every_parameter_and_decays_forward_weights_alone(tiny):
     assert decayed["momentum"] == rest["momentum"] == 0.8
 
 
-@pytest.mark.parametrize("classifier", ["muon", "auxiliary"])
-def test_muon_takes_forward_weights_and_adamw_the_rest(tiny, classifier):
-    options = {"lr": 0.02, "weight_decay": 0.1, "auxiliary_lr": 0.007, "classifier": classifier, "ns_steps": 3}
+def test_muon_takes_forward_weights_and_adamw_the_rest(tiny):
+    options = {"lr": 0.02, "weight_decay": 0.1, "auxiliary_lr": 0.007, "ns_steps": 3}
     net, (muon, adamw) = make(tiny, optimizer="muon", shape_factor="match_rms_adamw", **options)
-    convolutions = ["conv1.weight", "conv2.weight", "conv3.weight", "conv4.weight"]
-    expected = convolutions + (["head.weight"] if classifier == "muon" else [])
+    expected = ["conv1.weight", "conv2.weight", "conv3.weight", "conv4.weight", "head.weight"]
     assert names(net, muon.weights) == expected
     assert names(net, adamw.param_groups[0]["params"]) == sorted(set(dict(net.named_parameters())) - set(expected))
     assert type(adamw) is torch.optim.AdamW
@@ -300,14 +355,22 @@ def test_muon_takes_forward_weights_and_adamw_the_rest(tiny, classifier):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
-def test_one_step_of_a_run_moves_every_parameter(tiny, optimizer):
-    net, optimizers = make(tiny, optimizer=optimizer)
+@pytest.mark.parametrize("rule", RULES)
+def test_one_step_of_a_run_moves_every_parameter_that_learns_and_no_other(tiny, rule, optimizer):
+    """Frozen parameters are with no optimiser; a weight's direction can be asked for in every rule."""
+    net, optimizers = make(tiny, rule=rule, optimizer=optimizer, weight_decay=0.1)
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    learns = sorted(name for name, p in net.named_parameters() if p.requires_grad)
+    weights = [name for name in learns if net.get_parameter(name).dim() > 1]
+    assert len(weights) == (1 if rule.startswith("frozen") else 5)
+    taken = [getattr(o, "weights", None) or [p for g in o.param_groups for p in g["params"]] for o in optimizers]
+    assert names(net, [p for each in taken for p in each]) == learns
     net(torch.randn(8, 1, 8, 8, generator=gen())).square().sum().backward()
     for each in optimizers:
         each.step()
-    unmoved = [name for name, p in net.named_parameters() if torch.equal(p.detach(), before[name])]
-    assert unmoved == []
+    assert sorted(name for name, p in net.named_parameters() if not torch.equal(p.detach(), before[name])) == learns
+    for name in weights:
+        assert optimizers[0].direction(net.get_parameter(name)).norm() > 0
 
 
 def test_interventions_of_a_run_are_those_of_its_config(tiny):

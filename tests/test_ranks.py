@@ -1,3 +1,5 @@
+"""Singular values by Gram matrices against numpy's, the measures of a spectrum by hand, and the file of spectra."""
+
 import numpy as np
 import pytest
 import torch
@@ -6,16 +8,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rankcollapse import ranks
-from rankcollapse.ranks import MEASURES, from_gram, measures, singular_values
+from rankcollapse.errors import InputError
+from rankcollapse.probes import from_gram, gram, singular_values
+from rankcollapse.ranks import MEASURES, measures
+from rankcollapse.spectra import Spectrum, read_spectra, save_spectra
 
 spectra = hnp.arrays(np.float64, st.integers(1, 12), elements=st.floats(0, 1e6)).filter(lambda s: s.max() > 1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("shape", [(40, 7), (7, 40), (12, 12), (1, 5), (5, 1)])
-def test_singular_values_are_those_of_numpy(shape, dtype, tolerance):
+def test_singular_values_are_those_of_numpy(shape, dtype, tolerance, device):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
-    found = singular_values(matrix)
+    found = singular_values(matrix.to(device))
     assert found.dtype == np.float64
     assert (np.diff(found) <= 0).all()
     np.testing.assert_allclose(found, np.linalg.svd(matrix.numpy(), compute_uv=False), rtol=tolerance)
@@ -50,6 +55,18 @@ def test_from_gram_gives_the_singular_values_of_the_factor():
 def test_from_gram_takes_rounding_below_zero_as_zero():
     found = from_gram(torch.diag(torch.tensor([4.0, -1e-9])))
     assert found.tolist() == [2.0, 0.0]
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (2, 5), (7, 4), (9, 2**13), (10, 2**14 + 3), (5, 0)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gram_is_the_product_of_the_rows_with_themselves(shape, dtype, device):
+    """By slices and blocks, on either side of their borders; products and sums in float32."""
+    rows = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = gram(rows, device).cpu()
+    exact = rows.double().numpy() @ rows.double().numpy().T
+    assert found.dtype == torch.float32
+    assert torch.equal(found, found.t())
+    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5 * shape[1])
 
 
 # ---- measures ----
@@ -127,3 +144,31 @@ def test_measures_are_the_named_functions_of_the_spectrum():
     for name, measure in MEASURES.items():
         assert measure is getattr(ranks, name)
         assert measures(s)[name] == pytest.approx(measure(s))
+
+
+# ---- the file ----
+
+
+def test_spectra_come_back_from_their_file_as_they_were_in_float32(tmp_path):
+    values = [[3.0, 1e-3, 0.0], [np.nan] * 2, [0.1]]
+    kept = [Spectrum("error", f"layer{i}", "batch", 10 * i, 64, np.array(v)) for i, v in enumerate(values)]
+    save_spectra(tmp_path / "spectra.npz", kept)
+    found = read_spectra(tmp_path / "spectra.npz")
+    assert [(s.quantity, s.layer, s.scope, s.step, s.rows) for s in found] == [
+        (s.quantity, s.layer, s.scope, s.step, s.rows) for s in kept
+    ]
+    for a, b in zip(found, kept, strict=True):
+        assert a.values.dtype == np.float64
+        np.testing.assert_array_equal(a.values, b.values.astype(np.float32))
+    save_spectra(tmp_path / "none.npz", [])
+    assert read_spectra(tmp_path / "none.npz") == []
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", None], ids=["empty", "text", "cut off"])
+def test_a_file_that_holds_no_spectra_is_refused(tmp_path, content, one_sentence):
+    path = tmp_path / "spectra.npz"
+    save_spectra(path, [Spectrum("error", "head", "batch", 0, 4, np.ones(3))])
+    path.write_bytes(path.read_bytes()[:-40] if content is None else content)
+    with pytest.raises(InputError) as caught:
+        read_spectra(path)
+    one_sentence(caught.value, "spectra.npz")

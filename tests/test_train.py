@@ -1,8 +1,12 @@
 import csv
 import dataclasses
+import io
 import json
+import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,56 +15,82 @@ import torch.nn.functional as F
 from torch import nn
 
 import rankcollapse
-from rankcollapse import data as datasets
-from rankcollapse import feedback, models, probes
-from rankcollapse.config import InputError, RunConfig
-from rankcollapse.training import deterministic, evaluate, load_checkpoint, make_model, pick_device, train
+from rankcollapse import data as batching
+from rankcollapse import feedback, files, grid, load_checkpoint, models, optim, probes, train
+from rankcollapse.config import InputError, RunConfig, run_config
+from rankcollapse.spectra import Spectrum, read_spectra, save_spectra
+from rankcollapse.training import deterministic, evaluate, fit, make_model, pick_device
 
 FILES = {"config.json", "metrics.csv", "alignment.csv", "checkpoint.pt", "spectra.npz", "run.json"}
 PROBES = {"gradient_every": 1, "gradient_stride": 4, "gradient_window": 8, "signals_every": 1}
+CNN = {"architecture": "cnn4", "width": 4, "normalization": "batch"}
 ARMS = {
     "bp": {"rule": "bp", "normalization": "batch"},
-    "fa": {"rule": "fa", "normalization": "batch"},
-    "fa+muon": {"rule": "fa", "normalization": "batch", "optimizer": "muon", "lr": 0.01},
+    "fa+bn, cnn4, flip, crop": {**CNN, "rule": "fa", "flip": True, "crop": 1},
+    "kp, decay": {"rule": "kp", "weight_decay": 0.5},
+    "frozen-fa": {**CNN, "rule": "frozen-fa"},
+    "fa+muon": {"rule": "fa", "normalization": "batch", "optimizer": "muon", "lr": 0.01, "weight_decay": 0.5},
     "fa, top_r": {"rule": "fa", "update": "top_r", "rank": 2},
-    "fa, cnn4, crop, flip": {
-        "rule": "fa",
-        "architecture": "cnn4",
-        "width": 4,
-        "normalization": "batch",
-        "crop": 1,
-        "flip": True,
-    },
+    "fa, bfloat16": {"rule": "fa", "precision": "bfloat16"},
 }
 
 
 def weights(folder):
-    return torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+    return torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu")["model"]
 
 
-def assert_same_bits(a, b):
+def assert_same_bits(a, b, when=""):
     assert a.keys() == b.keys()
-    for key, value in a.items():
-        assert torch.equal(value, b[key]), key
+    assert [key for key, value in a.items() if not torch.equal(value, b[key])] == [], when
+
+
+def contents(spectra):
+    """Spectra in a form to compare with ==, values to the bit."""
+    return [(*dataclasses.astuple(s)[:-1], s.values.tobytes()) for s in spectra]
 
 
 def table(path):
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def spectra(folder, quantity, layer, scope):
-    found = probes.read_spectra(folder / "spectra.npz")
+def chosen(found, quantity, layer, scope):
     return [s for s in found if (s.quantity, s.layer, s.scope) == (quantity, layer, scope)]
 
 
+def spectra(folder, quantity, layer, scope):
+    return chosen(read_spectra(folder / "spectra.npz"), quantity, layer, scope)
+
+
+CUTS = {"empty": 0, "two bytes": 2, "half": 0.5, "all but the end": -10}
+
+
+def cut(path, copy, size):
+    blob = path.read_bytes()
+    copy.write_bytes(blob[: int(len(blob) * size) if isinstance(size, float) else size])
+    return copy
+
+
+def probe_batch(config, data):
+    order = torch.randperm(len(data.train), generator=batching.generator(config.seed, "probe"))[: config.probe_images]
+    return data.pixels(data.train.images[order]), data.train.labels[order]
+
+
 @pytest.fixture(scope="module")
-def probed(tiny, tmp_path_factory):
+def run(data_dir):
+    """A function that trains a config into a folder, on the CPU unless told."""
+    return lambda config, folder, device="cpu", **options: train(
+        config, folder, data_dir=data_dir, device=device, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def probed(tiny, run, tmp_path_factory):
     """A run folder of feedback alignment, and one of backpropagation, with every probe on, over two epochs."""
     folder = tmp_path_factory.mktemp("probed")
     configs = {rule: tiny(rule=rule, epochs=2, train_images=None, **PROBES) for rule in ("fa", "bp")}
     for rule, config in configs.items():
-        train(config, folder / rule)
+        run(config, folder / rule)
     return folder, configs
 
 
@@ -69,26 +99,84 @@ def probed(tiny, tmp_path_factory):
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_a_config_gives_the_same_bits_twice_with_and_without_probes_and_other_bits_with_another_seed(
-    tiny, tmp_path, arm
+    tiny, run, tmp_path, device, arm
 ):
     first, again, probed, other = (tmp_path / name for name in ("first", "again", "probed", "other"))
-    train(tiny(**ARMS[arm]), first)
-    train(tiny(**ARMS[arm]), again)
-    train(tiny(**ARMS[arm], **PROBES), probed)
-    train(tiny(**ARMS[arm], seed=1), other)
+    run(tiny(**ARMS[arm]), first, device)
+    run(tiny(**ARMS[arm]), again, device)
+    run(tiny(**ARMS[arm], **PROBES), probed, device)
+    run(tiny(**ARMS[arm], seed=1), other, device)
     for folder in (again, probed):
         assert_same_bits(weights(first), weights(folder))  # with the running statistics of batch norm
         assert (first / "metrics.csv").read_bytes() == (folder / "metrics.csv").read_bytes()
-    assert probes.read_spectra(first / "spectra.npz") == []
-    assert len(probes.read_spectra(probed / "spectra.npz")) > 20
+    assert read_spectra(first / "spectra.npz") == []
+    assert len(read_spectra(probed / "spectra.npz")) > 20
     assert not torch.equal(weights(first)["head.weight"], weights(other)["head.weight"])
 
 
-def test_training_leaves_global_state_alone(tiny, tmp_path, global_random_state):
-    before = global_random_state()
+class Stop(Exception):
+    pass
+
+
+def stopped(state, where):
+    """Train `state` until the `where`-th report from here; whether it came to that."""
+    calls = []
+
+    def report(step, note):
+        calls.append((step, note))
+        if len(calls) == where:
+            raise Stop
+
+    try:
+        fit(state, report)
+    except Stop:
+        return True
+    return False
+
+
+# Of the reports of two epochs of ten steps; the 11th and the 22nd come at the end of an epoch, all of it behind.
+STOPS = {
+    "first step": 1,
+    "mid-epoch": 7,
+    "last step of an epoch": 10,
+    "end of an epoch": 11,
+    "next": 12,
+    "last step": 21,
+}
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "bp"])
+def test_a_run_goes_on_from_a_saved_state_to_the_same_bits(tiny, new_state, device, arm):
+    config = tiny(epochs=2, **PROBES, **ARMS[arm])
+    with deterministic():
+        whole = new_state(config, device)
+        fit(whole)
+        whole.probes.finish()
+        for name, where in STOPS.items():
+            state = new_state(config, device)
+            assert stopped(state, where)
+            saved = io.BytesIO()
+            torch.save(state.state_dict(), saved)
+            saved.seek(0)
+            stopped(state, 3)  # it runs on before it dies: rows of gradients that the saved state does not know
+            state.probes.file.close()
+
+            later = new_state(config, device, state.probes.path)
+            later.load_state_dict(torch.load(saved, weights_only=True))
+            fit(later)
+            later.probes.finish()
+            assert_same_bits(whole.model.state_dict(), later.model.state_dict(), name)
+            assert repr(later.epochs) == repr(whole.epochs), name
+            assert contents(later.probes.spectra) == contents(whole.probes.spectra), name
+            assert repr(later.probes.alignment) == repr(whole.probes.alignment), name
+            assert not later.probes.path.exists()
+
+
+def test_training_leaves_global_state_alone(tiny, run, tmp_path, global_random_state, device):
+    before = global_random_state(), torch.get_num_threads(), torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(False)
-    train(tiny(**PROBES, flip=True, crop=1), tmp_path / "run")
-    assert global_random_state() == before
+    run(tiny(**PROBES, flip=True, crop=1), tmp_path / "run", device)
+    assert (global_random_state(), torch.get_num_threads(), torch.backends.cudnn.benchmark) == before
     assert not torch.are_deterministic_algorithms_enabled()
 
 
@@ -103,30 +191,30 @@ def test_deterministic_puts_the_callers_warn_only_back():
         torch.use_deterministic_algorithms(False)
 
 
-def test_global_random_state_does_not_reach_a_run(tiny, tmp_path):
+def test_global_random_state_does_not_reach_a_run(tiny, run, tmp_path, device):
     for seed in (1, 2):
         torch.manual_seed(seed)
-        train(tiny(), tmp_path / str(seed))
+        run(tiny(**ARMS["fa+bn, cnn4, flip, crop"], **PROBES), tmp_path / str(seed), device)
     assert_same_bits(weights(tmp_path / "1"), weights(tmp_path / "2"))
+    assert contents(read_spectra(tmp_path / "1" / "spectra.npz")) == contents(
+        read_spectra(tmp_path / "2" / "spectra.npz")
+    )
 
 
 # ---- training is what it says ----
 
 
 @pytest.mark.parametrize("rule", ["bp", "fa"])
-def test_a_run_is_sgd_under_a_cosine_and_its_trajectory_spectra_are_numpys(tiny, probed, rule):
+def test_a_run_is_sgd_under_a_cosine_and_its_trajectory_spectra_are_numpys(digits, probed, rule):
     """An independent loop: torch's own SGD and a cosine written out, gradients collected by hand."""
     folder, configs = probed
     config = configs[rule]
-    data, model = datasets.load(config), make_model(config)
+    data, model = batching.load(config, digits), make_model(config)
     optimizer = torch.optim.SGD(model.parameters(), momentum=config.momentum)
-    order = datasets.generator(config.seed, "order")
-    collected, losses = [], []
-    for step in range(config.steps):
-        if step % config.steps_per_epoch == 0:
-            epoch = datasets.batches(data, config, order)
-        images, labels = next(epoch)
-        optimizer.param_groups[0]["lr"] = config.lr * (1 + np.cos(np.pi * step / config.steps)) / 2
+    order = batching.generator(config.seed, "order")
+    collected, losses, total = [], [], 2 * 19  # two epochs of 1,237 images, 64 to a batch
+    for step, (images, labels) in enumerate(b for _ in range(2) for b in batching.batches(data, config, order)):
+        optimizer.param_groups[0]["lr"] = config.lr * (1 + np.cos(np.pi * step / total)) / 2
         optimizer.zero_grad()
         loss = F.cross_entropy(model(images), labels)
         loss.backward()
@@ -138,12 +226,11 @@ def test_a_run_is_sgd_under_a_cosine_and_its_trajectory_spectra_are_numpys(tiny,
     for name, value in trained.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-5, atol=1e-6)
     metrics = table(folder / rule / "metrics.csv")
-    assert float(metrics[0]["train_loss"]) == pytest.approx(np.mean(losses[: config.steps_per_epoch]), rel=1e-5)
+    assert float(metrics[0]["train_loss"]) == pytest.approx(np.mean(losses[:19]), rel=1e-5)
     assert float(metrics[-1]["validation_accuracy"]) == evaluate(model, data, data.validation, config)[1]
 
     rows = {name: np.stack([g[name] for g in collected]) for name in matrices}
     rows["all"] = np.concatenate(list(rows.values()), axis=1)
-    total = config.steps
     for name, matrix in rows.items():
         for scope in ("cumulative", "window"):
             found = spectra(folder / rule, "gradient_trajectory", name, scope)
@@ -159,52 +246,77 @@ def test_a_run_is_sgd_under_a_cosine_and_its_trajectory_spectra_are_numpys(tiny,
                 np.testing.assert_allclose(s.values, expected, atol=1e-3 * expected[0])
 
 
-def test_trajectory_rows_are_those_of_every_nth_step(tiny, tmp_path):
-    config = tiny(train_images=640, batch_size=64, gradient_every=3, gradient_stride=2)  # steps 0, 3, 6, 9
-    train(config, tmp_path)
-    found = spectra(tmp_path, "gradient_trajectory", "head", "cumulative")
-    assert [(s.step, s.rows) for s in found] == [(3, 2), (9, 4)]
+def test_trajectory_rows_are_those_of_every_nth_step_kept_in_a_file_that_goes_at_the_end(tiny, new_state):
+    config = tiny(epochs=2, batch_size=64, gradient_every=3, gradient_stride=2)  # steps 0, 3, 6, 9, 12, 15, 18
+    state = new_state(config)
+    path, size = state.probes.path, 4 * (64 * 16 + 16 * 16 + 16 * 10)
+    sizes = []
+    fit(state, lambda step, note: sizes.append(state.probes.state_dict() and path.stat().st_size // size))
+    assert sizes == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 6, 6, 6, 7, 7, 7]
+    assert path.stat().st_size == 7 * size
+    state.probes.finish()
+    assert not path.exists()
+    found = chosen(state.probes.spectra, "gradient_trajectory", "head", "cumulative")
+    assert [(s.step, s.rows) for s in found] == [(3, 2), (9, 4), (15, 6), (18, 7)]
+
+
+def test_frozen_layers_have_no_gradient_rows_of_their_own(tiny, run, tmp_path):
+    run(tiny(**ARMS["frozen-fa"], **PROBES), tmp_path)
+    found = read_spectra(tmp_path / "spectra.npz")
+    assert {s.layer for s in found if s.quantity == "gradient_trajectory"} == {"head", "all"}
+    assert {s.layer for s in found if s.quantity == "update"} == {"head"}
+    assert {s.layer for s in found if s.quantity == "error"} == {"conv1", "conv2", "conv3", "conv4", "head"}
+    whole, head = (chosen(found, "gradient_trajectory", layer, "cumulative") for layer in ("all", "head"))
+    assert [s.values.tolist() for s in whole] == [s.values.tolist() for s in head]
+    start = make_model(tiny(**ARMS["frozen-fa"])).state_dict()
+    frozen = {name for name, value in weights(tmp_path).items() if torch.equal(value, start[name])}
+    assert frozen == {name for name in start if name.startswith("conv") or name.endswith("feedback")}
 
 
 @pytest.mark.parametrize("rule", ["bp", "fa"])
 @pytest.mark.parametrize("architecture", ["mlp", "cnn4", "resnet18"])
-def test_bfloat16_rows_lose_nothing_of_a_gradient_under_autocast(architecture, rule):
-    config = RunConfig(architecture=architecture, rule=rule, dataset="cifar10", width=4, precision="bfloat16")
+def test_bfloat16_rows_lose_nothing_of_a_gradient_under_autocast(tmp_path, architecture, rule):
+    config = run_config(
+        {"architecture": architecture, "rule": rule, "dataset": "cifar10", "width": 4, "precision": "bfloat16"}
+    )
     model, g = make_model(config), torch.Generator().manual_seed(1)
     images, labels = torch.randn(64, 3, 32, 32, generator=g), torch.randint(0, 10, (64,), generator=g)
-    probe = probes.Probes(model, images, labels, config)
+    optimizer = optim.build(model, config)[0]
+    probe = probes.Probes(model, optimizer, images, labels, config, tmp_path / "gradients.bin")
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(images)
     F.cross_entropy(logits.float(), labels).backward()
     probe.gradient(0)
-    for name, weight in models.matrices(model).items():
-        assert probe.rows[name].dtype == torch.bfloat16
-        assert torch.equal(probe.rows[name][0].float().view(weight.shape), weight.grad), name
+    probe.state_dict()  # writes what is buffered
+    row = torch.from_file(str(tmp_path / "gradients.bin"), size=len(probe.row), dtype=torch.bfloat16)
+    parts = row.split([weight.numel() for weight in models.matrices(model).values()])
+    for part, weight in zip(parts, models.matrices(model).values(), strict=True):
+        assert torch.equal(part.float().view(weight.shape), weight.grad)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(2, 5), (3, 8192), (7, 8193), (50, 20_000)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_gram_matrix_of_rows_is_numpys(rows, columns, dtype):
+def test_the_gram_matrix_of_rows_is_numpys(rows, columns, dtype, device):
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows)).to(dtype)
-    found, a = probes._gram(matrix), matrix.double().numpy()
-    np.testing.assert_allclose(found.numpy(), a @ a.T, atol=1e-5 * columns)
+    found, a = probes.gram(matrix, device), matrix.double().numpy()
+    np.testing.assert_allclose(found.cpu().numpy(), a @ a.T, atol=1e-5 * columns)
     assert torch.equal(found, found.t())
 
 
-def test_signals_before_the_first_step_are_those_of_the_initial_net(tiny, probed):
+def test_signals_before_the_first_step_are_those_of_the_initial_net(digits, probed):
     """Errors, activations and the classifier's input error at step 0, worked by hand for the mlp."""
     folder, configs = probed
     config = configs["fa"]
-    data, model = datasets.load(config), make_model(config)
-    order = torch.randperm(len(data.train), generator=datasets.generator(config.seed, "probe"))[: config.probe_images]
-    h = [data.pixels(data.train.images[order]).flatten(1).double().numpy()]
+    data, model = batching.load(config, digits), make_model(config)
+    images, labels = probe_batch(config, data)
+    h = [images.flatten(1).double().numpy()]
     state = {name: value.double().numpy() for name, value in model.state_dict().items()}
     names = ["hidden1", "hidden2", "head"]
     for name in names:
         a = h[-1] @ state[f"{name}.weight"].T + state[f"{name}.bias"]
         h.append(np.maximum(a, 0) if name != "head" else a)
     delta = np.exp(h[3]) / np.exp(h[3]).sum(1, keepdims=True)
-    delta[np.arange(len(delta)), data.train.labels[order].numpy()] -= 1
+    delta[np.arange(len(delta)), labels.numpy()] -= 1
     delta /= len(delta)
     expected = {("error", "head"): delta, ("classifier_input_error", "head"): delta @ state["head.feedback"]}
     expected["error", "hidden2"] = expected["classifier_input_error", "head"] * (h[2] > 0)
@@ -228,41 +340,66 @@ def test_under_feedback_alignment_the_pooled_error_at_the_classifiers_input_has_
     assert [s.rows for s in spectra(folder / "fa", "classifier_input_error", "head", "pooled")] == [32, 64, 96]
 
 
-def test_updates_are_the_difference_of_weights_over_the_step(tiny, tmp_path):
-    """One step of SGD without momentum: the update is lr times the gradient."""
-    config = tiny(train_images=64, batch_size=64, momentum=0.0, lr=0.5, rule="bp", **PROBES | {"gradient_every": 0})
-    train(config, tmp_path)
-    data, model = datasets.load(config), make_model(config)
-    images, labels = next(datasets.batches(data, config, datasets.generator(config.seed, "order")))
-    F.cross_entropy(model(images), labels).backward()
-    for name, weight in models.matrices(model).items():
-        (s,) = spectra(tmp_path, "update", name, "step")
-        expected = 0.5 * np.linalg.svd(weight.grad.double().numpy(), compute_uv=False)
-        np.testing.assert_allclose(s.values, expected, atol=1e-5 * expected[0])
+@pytest.mark.parametrize(
+    "arm", ["bp", "kp, decay", "frozen-fa", "fa+muon", "fa, top_r", "fa, full_rank", "no momentum"]
+)
+def test_an_update_is_what_the_last_step_of_an_epoch_added_to_the_weights(tiny, new_state, device, arm):
+    """Per unit of learning rate and decay aside, as NumPy sees it, after each epoch and so after the last step."""
+    others = {
+        "fa, full_rank": {"rule": "fa", "update": "full_rank", "norm": "spectral"},
+        "no momentum": {"momentum": 0.0},
+    }
+    config = tiny(epochs=3, batch_size=64, signals_every=2, **{"lr": 0.1, **ARMS.get(arm, {}), **others.get(arm, {})})
+    state = new_state(config, device)
+    group, before, expected = state.optimizers[0].param_groups[0], {}, {}
+
+    def now():
+        return {n: w.detach().flatten(1).double().cpu().numpy() for n, w in models.matrices(state.model).items()}
+
+    def report(step, note):
+        if step % 10 == 9:
+            before.update(now(), rate=group["lr"])
+        elif not note and step in (20, 30):
+            rate = before.pop("rate")
+            for name, after in now().items():
+                change = (1 - rate * config.weight_decay) * before[name] - after
+                expected[name, step] = np.linalg.svd(change, compute_uv=False) / rate
+
+    fit(state, report)
+    learning = [name for name, w in models.matrices(state.model).items() if w.requires_grad]
+    for name in learning:
+        found = chosen(state.probes.spectra, "update", name, "step")
+        assert [s.step for s in found] == [20, 30]
+        for s in found:
+            assert s.rows == len(models.matrices(state.model)[name])
+            np.testing.assert_allclose(s.values, expected[name, s.step], atol=2e-3 * s.values[0])
+    assert {s.layer for s in state.probes.spectra if s.quantity == "update"} == set(learning)
 
 
-def test_a_probe_leaves_the_model_its_mode_its_statistics_and_its_gradients(tiny):
-    config = tiny(normalization="batch", signals_every=1)
-    data, model = datasets.load(config), make_model(config).eval()
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    probe = probes.Probes(model, data.pixels(data.train.images[:64]), data.train.labels[:64], config)
+@pytest.mark.parametrize("rule", ["fa", "frozen-fa"])
+def test_a_probe_leaves_the_model_its_mode_its_statistics_and_its_gradients(tiny, new_state, device, rule):
+    state = new_state(tiny(rule=rule, normalization="batch", signals_every=1), device)
+    model, probe = state.model.eval(), state.probes
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    learns = [p.requires_grad for p in model.parameters()]
     probe.signals(0)
     assert len(probe.spectra) == 7  # errors and activations of three layers, and the classifier's input
     assert not any(module.training for module in model.modules())
-    assert not any(module._forward_hooks for module in model.modules())
     assert all(p.grad is None for p in model.parameters())
-    assert_same_bits(model.state_dict(), state)
+    assert [p.requires_grad for p in model.parameters()] == learns
+    assert not any(module._forward_hooks for name, module in model.named_modules() if name)
+    assert_same_bits(model.state_dict(), before)
 
 
-def test_alignment_at_the_start_is_the_cosine_worked_by_hand(probed):
+def test_alignment_at_the_start_is_the_cosine_worked_by_hand(digits, probed):
     folder, configs = probed
     config = configs["fa"]
-    data, model = datasets.load(config), make_model(config)
+    data, model = batching.load(config, digits), make_model(config)
     state = model.state_dict()
-    plain = models.build(config, datasets.SHAPES["digits"], 10, datasets.generator(config.seed, "weights"))
-    order = torch.randperm(len(data.train), generator=datasets.generator(config.seed, "probe"))[: config.probe_images]
+    plain = models.build(config, batching.generator(config.seed, "weights"))
+    images, labels = probe_batch(config, data)
     for net in (model, plain):
-        F.cross_entropy(net(data.pixels(data.train.images[order])), data.train.labels[order]).backward()
+        F.cross_entropy(net(images), labels).backward()
 
     def cosine(a, b):
         a, b = (v.detach().double().flatten().numpy() for v in (a, b))
@@ -285,26 +422,32 @@ def test_backpropagation_has_no_alignment_to_measure(probed):
 
 @pytest.mark.parametrize(
     ("arm", "least"),
-    [({"rule": "bp"}, 0.8), ({"rule": "fa"}, 0.6), ({"rule": "fa", "optimizer": "muon", "lr": 0.02}, 0.4)],
-    ids=["bp", "fa", "fa+muon"],
+    [
+        ({"rule": "bp"}, 0.8),
+        ({"rule": "fa"}, 0.6),
+        ({"rule": "kp", "weight_decay": 0.1}, 0.6),
+        ({"rule": "frozen", "lr": 3.0}, 0.5),
+        ({"rule": "fa", "optimizer": "muon", "lr": 0.02}, 0.4),
+    ],
+    ids=["bp", "fa", "kp", "frozen", "fa+muon"],
 )
-def test_training_learns_the_digits(tiny, tmp_path, arm, least):
-    result = train(tiny(**{"lr": 0.1, "epochs": 6, "train_images": None, **arm}), tmp_path)
+def test_training_learns_the_digits(tiny, run, digits, tmp_path, device, arm, least):
+    result = run(tiny(**{"lr": 0.1, "epochs": 6, "train_images": None, **arm}), tmp_path, device)
     metrics = table(tmp_path / "metrics.csv")
     assert float(metrics[-1]["train_loss"]) < 0.7 * float(metrics[0]["train_loss"])
     assert float(metrics[-1]["validation_accuracy"]) > least
     assert [row["step"] for row in metrics] == ["19", "38", "57", "76", "95", "114"]
     assert result["parameters"] == 64 * 16 + 16 + 16 * 16 + 16 + 16 * 10 + 10
-    model, config = load_checkpoint(tmp_path / "checkpoint.pt")
-    data = datasets.load(config)
+    model, config = load_checkpoint(tmp_path / "checkpoint.pt", device)
+    data = batching.load(config, digits, device)
     assert result["outcome"] == "finished"
     assert result["test_accuracy"] == pytest.approx(evaluate(model, data, data.test, config)[1])
     assert result["validation_accuracy"] == float(metrics[-1]["validation_accuracy"])
 
 
-def test_evaluation_is_mean_cross_entropy_and_accuracy_in_evaluation_mode(tiny):
+def test_evaluation_is_mean_cross_entropy_and_accuracy_in_evaluation_mode(tiny, digits):
     config = tiny(normalization="batch", train_images=None)
-    data, model = datasets.load(config), make_model(config)
+    data, model = batching.load(config, digits), make_model(config)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     loss, accuracy = evaluate(model, data, data.train, config)  # more than one batch of 1,000
     assert_same_bits(model.state_dict(), state)
@@ -313,9 +456,9 @@ def test_evaluation_is_mean_cross_entropy_and_accuracy_in_evaluation_mode(tiny):
     assert accuracy == pytest.approx(float((logits.argmax(1) == data.train.labels).double().mean()))
 
 
-def test_bfloat16_trains_float32_weights(tiny, tmp_path):
-    result = train(tiny(precision="bfloat16", **PROBES), tmp_path / "low")
-    train(tiny(), tmp_path / "full")
+def test_bfloat16_trains_float32_weights(tiny, run, tmp_path, device):
+    result = run(tiny(precision="bfloat16", **PROBES), tmp_path / "low", device)
+    run(tiny(), tmp_path / "full", device)
     assert result["outcome"] == "finished"
     low, full = weights(tmp_path / "low"), weights(tmp_path / "full")
     assert {value.dtype for value in low.values()} == {torch.float32}
@@ -323,11 +466,49 @@ def test_bfloat16_trains_float32_weights(tiny, tmp_path):
     assert torch.cosine_similarity(low["head.weight"].flatten(), full["head.weight"].flatten(), dim=0) > 0.99
 
 
-def test_report_is_called_after_every_step_and_with_a_note_after_every_epoch(tiny, tmp_path):
+def test_report_is_called_after_every_step_and_with_a_note_after_every_epoch(tiny, new_state):
     calls = []
-    train(tiny(epochs=2, train_images=192, probe_images=2), tmp_path, lambda *call: calls.append(call))
+    fit(new_state(tiny(epochs=2, train_images=192, probe_images=2)), lambda *call: calls.append(call))
     assert [step for step, note in calls if not note] == [1, 2, 3, 4, 5, 6]
     assert [step for step, note in calls if note.startswith("loss ")] == [3, 6]
+
+
+# ---- what a run costs ----
+
+
+def test_the_clock_of_training_stands_still_while_probes_run(tiny, new_state, monkeypatch):
+    slept = []
+
+    def slowly(measure):
+        def slow(self, step):
+            time.sleep(0.03)
+            slept.append(0.03)
+            measure(self, step)
+
+        return slow
+
+    for name in ("gradient", "update", "signals"):
+        monkeypatch.setattr(probes.Probes, name, slowly(getattr(probes.Probes, name)))
+    state = new_state(tiny(epochs=2, **PROBES))
+    state.forward = lambda images: time.sleep(0.01) or state.model(images)
+    start = time.perf_counter()
+    fit(state)
+    total = time.perf_counter() - start
+    assert len(slept) == 20 + 2 + 3  # rows, updates, signals
+    assert state.seconds["probes"] >= sum(slept)
+    assert 0.2 <= state.seconds["train"] < 0.2 + sum(slept) / 2
+    assert sum(state.seconds.values()) == pytest.approx(total, rel=0.05)
+
+
+def test_memory_is_the_peak_of_training_and_not_of_what_came_before(tiny, run, tmp_path):
+    status = Path("/proc/self/status")
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("this system cannot reset the peak")
+    block = np.ones(50_000_000)  # 400 MB
+    peak = int(status.read_text(encoding="ascii").split("VmHWM:")[1].split()[0]) / 1024
+    assert peak > 400
+    del block
+    assert 50 < run(tiny(), tmp_path)["memory_mb"] < peak - 300
 
 
 # ---- outcomes and folders ----
@@ -336,61 +517,122 @@ def test_report_is_called_after_every_step_and_with_a_note_after_every_epoch(tin
 def test_a_finished_folder_holds_every_file_and_no_other(probed):
     folder, configs = probed
     assert {path.name for path in (folder / "fa").iterdir()} == FILES
-    assert json.loads((folder / "fa" / "config.json").read_text()) == dataclasses.asdict(configs["fa"])
+    assert json.loads((folder / "fa" / "config.json").read_text(encoding="utf-8")) == configs["fa"].model_dump()
 
 
-@pytest.mark.parametrize("arm", ["bp", "fa", "fa, top_r", "fa+muon"])
-def test_divergence_is_an_outcome_with_a_complete_folder(tiny, tmp_path, arm):
-    calls = []
+def test_run_json_says_what_was_run_on_what_in_what_time(tiny, run, tmp_path):
+    config = tiny(epochs=2, **PROBES)
+    result = run(config, tmp_path, about={"study": "ünit", "arm": "fa+bn"})
+    text = (tmp_path / "run.json").read_text(encoding="utf-8")
+    assert json.loads(text) == result
+    assert "ünit" in text
+    assert (result["study"], result["arm"], result["epochs"], result["outcome"]) == ("ünit", "fa+bn", 2, "finished")
+    assert (result["identity"], result["code"]) == (grid.identity(config), grid.training_code())
+    assert 2 * 640 / result["images_per_second"] == pytest.approx(result["train_seconds"], abs=1e-3)
+    assert result["train_seconds"] + result["probe_seconds"] < result["seconds"]
+    assert (result["torch"], result["threads"]) == (torch.__version__, torch.get_num_threads())
+
+
+def test_training_shows_its_progress_on_standard_error(tiny, run, tmp_path, capsys):
+    run(tiny(epochs=2), tmp_path, name="ünit/fa")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "\r" not in err
+    assert all(line.startswith("ünit/fa: ") for line in err.splitlines())
+    assert "step 20/20" in err.splitlines()[-1]
+    assert "validation" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("arm", ["bp", "kp, decay", "fa, top_r", "fa+muon"])
+def test_divergence_is_an_outcome_with_a_complete_folder(tiny, run, tmp_path, device, arm):
     options = {"epochs": 3, "normalization": "none", **PROBES, **ARMS[arm], "lr": 1e4, "auxiliary_lr": 1e4}
-    result = train(tiny(**options | {"normalization": "none"}), tmp_path, lambda *call: calls.append(call))
-    assert result["outcome"] == json.loads((tmp_path / "run.json").read_text())["outcome"] == "diverged"
+    result = run(tiny(**options | {"normalization": "none"}), tmp_path, device)
+    assert result["outcome"] == json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["outcome"] == "diverged"
     assert result["epochs"] == len(table(tmp_path / "metrics.csv")) < 3
     assert {path.name for path in tmp_path.iterdir()} == FILES
-    assert len(probes.read_spectra(tmp_path / "spectra.npz")) > 10
+    assert len(read_spectra(tmp_path / "spectra.npz")) > 10
     load_checkpoint(tmp_path / "checkpoint.pt")
 
 
-def test_a_folder_of_another_config_is_refused_naming_the_key(tiny, tmp_path, one_sentence):
-    train(tiny(), tmp_path)
+def test_a_folder_of_another_config_is_refused_naming_the_key(tiny, run, tmp_path, one_sentence):
+    run(tiny(), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(InputError) as caught:
-        train(tiny(lr=0.5), tmp_path)
+        run(tiny(lr=0.5), tmp_path)
     one_sentence(caught.value, str(tmp_path), "lr is 0.03 there, 0.5 here")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_complete_folder_is_returned_as_it_is(tiny, tmp_path):
-    result = train(tiny(), tmp_path)
+def test_a_complete_folder_is_returned_as_it_is(tiny, run, tmp_path):
+    result = run(tiny(), tmp_path)
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert train(tiny(), tmp_path) == json.loads((tmp_path / "run.json").read_text()) == result
+    assert run(tiny(), tmp_path) == json.loads((tmp_path / "run.json").read_text(encoding="utf-8")) == result
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
+def test_a_folder_of_other_code_is_trained_anew(tiny, run, tmp_path):
+    result = run(tiny(), tmp_path)
+    files.write_json(tmp_path / "run.json", {**result, "identity": "of the code before", "outcome": "odd"})
+    assert run(tiny(), tmp_path)["outcome"] == "finished"
+    there = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
+    assert (there["identity"], there["outcome"]) == (grid.identity(tiny()), "finished")
+
+
+def test_a_folder_from_before_a_knob_came_is_that_of_the_knob_at_its_default(tiny, run, tmp_path, one_sentence):
+    """Its identity is the same, see grid.identity."""
+    result = run(tiny(), tmp_path)
+    before = {key: value for key, value in tiny().model_dump().items() if key != "compile"}
+    files.write_json(tmp_path / "config.json", before)
+    assert run(tiny(), tmp_path) == result
+    with pytest.raises(InputError) as caught:
+        run(tiny(compile=True), tmp_path)
+    one_sentence(caught.value, str(tmp_path), "compile")
+
+
+@pytest.mark.parametrize("name", ["config.json", "run.json"])
+@pytest.mark.parametrize("size", [0, 1, 0.5])
+def test_a_folder_with_a_truncated_file_is_refused_in_one_sentence(probed, run, tmp_path, one_sentence, name, size):
+    folder, configs = probed
+    for file in ("config.json", "run.json"):
+        (tmp_path / file).write_bytes((folder / "fa" / file).read_bytes())
+    cut(folder / "fa" / name, tmp_path / name, size)
+    with pytest.raises(InputError) as caught:
+        run(configs["fa"], tmp_path)
+    one_sentence(caught.value, str(tmp_path / name))
+
+
+def test_a_tilde_in_the_data_folder_is_home(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    train(tiny(), tmp_path / "run", data_dir="~/data", device="cpu")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "data"}
+
+
 @pytest.mark.parametrize("value", [1e-5, 5e-05, 1e-3, 2e20])
-def test_a_folder_knows_its_config_again_whatever_its_numbers_look_like(tiny, tmp_path, value):
+def test_a_folder_knows_its_config_again_whatever_its_numbers_look_like(tiny, run, tmp_path, value):
     config = tiny(auxiliary_lr=value)
-    result = train(config, tmp_path)
-    assert train(config, tmp_path) == result
+    result = run(config, tmp_path)
+    assert run(config, tmp_path) == result
 
 
-def test_a_folder_that_was_cut_off_is_trained_anew(tiny, tmp_path):
-    train(tiny(), tmp_path)
+def test_a_folder_that_was_cut_off_is_trained_anew(tiny, run, tmp_path):
+    run(tiny(), tmp_path)
     expected = weights(tmp_path)
     (tmp_path / "run.json").unlink()
     (tmp_path / "checkpoint.pt").write_bytes(b"half")
-    assert train(tiny(), tmp_path)["outcome"] == "finished"
+    (tmp_path / "gradients.bin").write_bytes(b"rows")
+    assert run(tiny(), tmp_path)["outcome"] == "finished"
+    assert {path.name for path in tmp_path.iterdir()} == FILES
     assert_same_bits(weights(tmp_path), expected)
 
 
-def test_run_json_is_written_last(tiny, tmp_path, monkeypatch):
-    def broken(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(probes, "save_spectra", broken)
-    with pytest.raises(OSError, match="No space left"):
-        train(tiny(), tmp_path)
-    assert not (tmp_path / "run.json").exists()
+def test_run_json_is_written_last(tiny, run, tmp_path, monkeypatch):
+    written, write = [], files.write
+    monkeypatch.setattr(files, "write", lambda path, save: (written.append(path.name), write(path, save)))
+    run(tiny(), tmp_path)
+    assert written[0] == "config.json"
+    assert written[-1] == "run.json"
+    assert set(written) == FILES
 
 
 def test_cuda_without_a_gpu_is_refused(monkeypatch, one_sentence):
@@ -414,20 +656,16 @@ def test_a_checkpoint_gives_the_net_and_its_config_back(probed):
     assert isinstance(model.head, nn.Linear)
 
 
-def test_feedback_weights_of_a_checkpoint_are_those_of_the_start(tiny, probed):
+def test_feedback_weights_of_a_checkpoint_are_those_of_the_start_but_for_kolen_pollack(tiny, run, probed, tmp_path):
     folder, configs = probed
-    start = make_model(configs["fa"]).state_dict()
-    for name, value in weights(folder / "fa").items():
-        assert torch.equal(value, start[name]) == name.endswith("feedback"), name
-
-
-CUTS = {"empty": 0, "two bytes": 2, "half": 0.5, "all but the end": -10}
-
-
-def cut(path, copy, size):
-    blob = path.read_bytes()
-    copy.write_bytes(blob[: int(len(blob) * size) if isinstance(size, float) else size])
-    return copy
+    run(tiny(**ARMS["kp, decay"]), tmp_path)
+    for trained, config, fixed in (
+        (folder / "fa", configs["fa"], "feedback"),
+        (tmp_path, tiny(**ARMS["kp, decay"]), "nothing"),
+    ):
+        start = make_model(config).state_dict()
+        for name, value in weights(trained).items():
+            assert torch.equal(value, start[name]) == name.endswith(fixed), name
 
 
 @pytest.mark.parametrize("size", CUTS.values(), ids=CUTS)
@@ -438,12 +676,17 @@ def test_a_truncated_checkpoint_is_refused_by_name(probed, tmp_path, one_sentenc
     one_sentence(caught.value, str(path), "not a readable checkpoint")
 
 
-@pytest.mark.parametrize("content", [None, torch.ones(3), {"model": {}}, {"config": {"lr": -1}, "model": {}}], ids=str)
-def test_a_file_that_holds_something_else_is_no_checkpoint(tmp_path, content):
+@pytest.mark.parametrize(
+    "content",
+    [None, torch.ones(3), {"model": {}}, {"config": {"lr": -1}, "model": {}}, {"config": {}, "model": {}}],
+    ids=str,
+)
+def test_a_file_that_holds_something_else_is_no_checkpoint(tmp_path, one_sentence, content):
     path = tmp_path / "checkpoint.pt"
     torch.save(content, path)
-    with pytest.raises(InputError, match="not a readable checkpoint"):
+    with pytest.raises(InputError) as caught:
         load_checkpoint(path)
+    one_sentence(caught.value, str(path), "not a readable checkpoint")
 
 
 @pytest.mark.parametrize("blob", [b"hello world", b"\x80\x04K\x01.", b"\x00" * 100], ids=["text", "pickle", "zeros"])
@@ -463,11 +706,11 @@ def test_a_missing_checkpoint_is_named(tmp_path, one_sentence):
 def test_spectra_survive_the_file(tmp_path):
     rng = np.random.default_rng(0)
     spectra = [
-        probes.Spectrum("error", "head", "batch", step, 64, rng.random(n).astype(np.float32).astype(np.float64))
+        Spectrum("error", "head", "batch", step, 64, rng.random(n).astype(np.float32).astype(np.float64))
         for step, n in ((0, 5), (7, 1), (14, 3))
     ]
-    probes.save_spectra(tmp_path / "spectra.npz", spectra)
-    found = probes.read_spectra(tmp_path / "spectra.npz")
+    save_spectra(tmp_path / "spectra.npz", spectra)
+    found = read_spectra(tmp_path / "spectra.npz")
     assert [dataclasses.astuple(s)[:-1] for s in found] == [dataclasses.astuple(s)[:-1] for s in spectra]
     for s, expected in zip(found, spectra, strict=True):
         np.testing.assert_array_equal(s.values, expected.values)
@@ -477,7 +720,7 @@ def test_spectra_survive_the_file(tmp_path):
 def test_a_truncated_spectra_file_is_refused_by_name(probed, tmp_path, one_sentence, size):
     path = cut(probed[0] / "fa" / "spectra.npz", tmp_path / "spectra.npz", size)
     with pytest.raises(InputError) as caught:
-        probes.read_spectra(path)
+        read_spectra(path)
     one_sentence(caught.value, str(path), "not a readable spectra file")
 
 

@@ -1,0 +1,2 @@
+class InputError(ValueError):
+    """Bad input: config, data, checkpoint or flag. The message is one sentence: what, what is wrong, what is right."""
