@@ -18,13 +18,15 @@ report: "workflow/report/workflow.rst"
 
 
 onstart:
-    preflight()
+    start()
 
 
 rule all:
     default_target: True
     input:
+        finished_runs,
+        rules.collect.output,
         rules.summarise.output,
         rules.claims.output,
+        rules.pages.output,
         rules.paper.output,
-        expand(f"{FIGURES}/{{figure}}.{{kind}}", figure=FIGURE_TITLES, kind=["svg", "pdf"]),

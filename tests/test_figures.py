@@ -1,6 +1,9 @@
-"""Each figure on synthetic tables with diverged, missing and single runs."""
+"""Each figure, run as the workflow runs it, on synthetic tables: what is drawn and said, against means by hand."""
 
-import importlib
+import ast
+import json
+import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -11,99 +14,343 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "workflow/scripts/figures"))
+sys.path.insert(0, str(ROOT / "workflow/scripts"))
 
-import common  # noqa: E402
+import drawing  # noqa: E402
 
-FIGURES = sorted(path.stem for path in (ROOT / "workflow/scripts/figures").glob("*.py") if path.stem != "common")
-STEPS = [0, 10, 20]
-SETTINGS = {
-    "bp": {"rule": "bp", "update": "full"},
-    "bp-top2": {"rule": "bp", "update": "top_r", "rank": 2},
-    "fa": {"rule": "fa", "update": "full"},
-    "fa+bn": {"rule": "fa", "update": "full"},
+SCRIPTS = {path.stem: path for path in sorted((ROOT / "workflow/scripts/figures").glob("*.py"))}
+CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+SPECTRA = {
+    "error": ["batch", "pooled"], "classifier_input_error": ["pooled"], "activation": ["batch"], "update": ["step"],
+    "gradient_trajectory": ["cumulative", "window"],
+}  # fmt: skip
+PLAIN = {"rule": "bp", "optimizer": "sgd", "normalization": "none", "update": "full", "lr": 0.1}
+STUDIES = {
+    "plain": {
+        "bp": {}, "fa": {"rule": "fa"}, "fa+bn": {"rule": "fa", "normalization": "batch"},
+        "fa+muon": {"rule": "fa", "optimizer": "muon"}, "bp+muon": {"optimizer": "muon"},
+    },
+    "changed": {"bp": {}, "bp-top2": {"update": "top_r", "rank": 2}, "fa": {"rule": "fa"}},
+}  # fmt: skip
+LOOKS = {
+    "arms": {
+        arm: {"label": arm.upper(), "colour": f"#{40 * i:02x}40a0", "marker": "os^Dv<"[i], "line": "-"}
+        for i, arm in enumerate(dict.fromkeys(arm for arms in STUDIES.values() for arm in arms))
+    },
+    "studies": {"plain": "A net", "changed": "A net, changed"},
 }
-LOOKS = yaml.safe_load((ROOT / "config.yaml").read_text())["arms"]
+ARMS = {  # by figure: the study and the arms that it shows
+    "error_rank": ("plain", {"bp", "fa", "fa+bn"}),
+    "gradient_rank": ("plain", set(STUDIES["plain"])),
+    "intervention": ("changed", set(STUDIES["changed"])),
+    "remedies": ("plain", {"bp", "fa", "fa+bn", "fa+muon"}),
+    "alignment": ("plain", {"fa", "fa+bn", "fa+muon"}),
+    "accuracy": ("plain", set(STUDIES["plain"])),
+    "accuracy_vs_rank": ("plain", set(STUDIES["plain"])),
+    "curves": ("plain", set(STUDIES["plain"])),
+}
+POINTS = {"intervention", "accuracy", "accuracy_vs_rank"}  # the others have lines
 
 
-def write_tables(folder: Path, outcomes: dict[tuple[str, int], str], seeds: int = 2) -> None:
-    """The tables of collect.py for one study, with random numbers in them; outcomes are `finished` unless given."""
+def tables_of(outcomes: dict | None = None, seeds: int = 3) -> dict[str, pd.DataFrame]:
+    """The tables of collect.py with random numbers; outcomes, by arm and seed, are `finished` unless given."""
     g = np.random.default_rng(0)
-    tables: dict[str, list] = {"runs": [], "epochs": [], "ranks": [], "alignment": []}
-    for arm, settings in SETTINGS.items():
-        for seed in range(seeds):
-            key = {"study": "s", "dataset": "cifar10", "architecture": "mlp", "arm": arm, "seed": seed}
-            outcome = outcomes.get((arm, seed), "finished")
-            run = {**key, "rank": None, "norm": None, "lr": 0.1, **settings, "outcome": outcome}
-            if outcome == "missing":
-                tables["runs"].append(run)
-                continue
-            broken = np.nan if outcome == "diverged" else 1.0
-            tables["runs"].append({**run, "test_accuracy": g.uniform(0.3, 0.6), "validation_accuracy": 0.5})
-            for epoch in (1, 2):
-                row = {
-                    "epoch": epoch,
-                    "step": 10 * epoch,
-                    "train_loss": broken * g.uniform(1, 2),
-                    "train_accuracy": 0.5,
-                }
-                tables["epochs"].append(
-                    {**key, **row, "validation_loss": 1.0, "validation_accuracy": g.uniform(0.3, 0.6)}
-                )
-            for step in STEPS:
-                for quantity, scope in [
-                    ("error", "batch"), ("error", "pooled"), ("classifier_input_error", "pooled"),
-                    ("activation", "batch"),
-                    ("update", "step"), ("gradient_trajectory", "cumulative"), ("gradient_trajectory", "window"),
-                ]:  # fmt: skip
-                    for layer in ("hidden1", "head", "all"):
-                        values = dict.fromkeys(("entropy_s", "entropy_s2"), broken * g.uniform(2, 50))
-                        what = {"quantity": quantity, "layer": layer, "scope": scope, "step": step, "rows": step + 5}
-                        tables["ranks"].append({**key, **what, **values})
-                if settings["rule"] == "fa":
-                    for quantity, layer in [("weight", "head"), ("gradient", "hidden1"), ("gradient", "all")]:
-                        row = {"quantity": quantity, "layer": layer, "step": step, "value": broken * g.uniform(-1, 1)}
-                        tables["alignment"].append({**key, **row})
-    for name, rows in tables.items():
-        pd.DataFrame(rows).to_csv(folder / (f"{name}.csv.gz" if name == "ranks" else f"{name}.csv"), index=False)
+    rows: dict[str, list] = {"runs": [], "epochs": [], "ranks": [], "alignment": []}
+    keys = [(study, arm, seed) for study, arms in STUDIES.items() for arm in arms for seed in range(seeds)]
+    for study, arm, seed in keys:
+        key = {"study": study, "dataset": "cifar10", "architecture": "mlp", "arm": arm, "seed": seed}
+        outcome = (outcomes or {}).get((arm, seed), "finished")
+        accuracies = {} if outcome == "missing" else {"test_accuracy": g.uniform(0.3, 0.6), "validation_accuracy": 0.5}
+        knobs = {**PLAIN, "rank": None, "norm": None, **STUDIES[study][arm]}
+        rows["runs"].append({**key, **knobs, "outcome": outcome, **accuracies})
+        if outcome == "missing":
+            continue
+        for step in (10, 20):
+            losses = {"train_loss": g.uniform(1, 2), "validation_loss": 1.0, "train_accuracy": 0.5}
+            rows["epochs"].append(
+                {**key, "epoch": step // 10, "step": step, **losses, "validation_accuracy": g.uniform(0.3, 0.6)}
+            )
+        for step in (0, 10, 20):
+            broken = np.nan if outcome == "diverged" and step == 20 else 1.0
+            for quantity, scope in [(quantity, scope) for quantity, scopes in SPECTRA.items() for scope in scopes]:
+                for layer in ("all",) if quantity == "gradient_trajectory" else ("hidden1", "hidden2", "head"):
+                    what = {"quantity": quantity, "layer": layer, "scope": scope, "step": step, "rows": step + 5}
+                    values = {measure: broken * g.uniform(2, 50) for measure in drawing.MEASURES}
+                    if quantity != "classifier_input_error" or layer == "head":
+                        rows["ranks"].append({**key, **what, **values})
+            if STUDIES[study][arm].get("rule") == "fa":
+                for quantity, layer in [("weight", "head"), ("gradient", "hidden2"), ("gradient", "all")]:
+                    value = broken * g.uniform(-1, 1)
+                    rows["alignment"].append(
+                        {**key, "quantity": quantity, "layer": layer, "step": step, "value": value}
+                    )
+    return {name: pd.DataFrame(found) if found else tables_of()[name].iloc[:0] for name, found in rows.items()}
 
 
-def draw(figure: str, tables: Path, out: Path) -> str:
-    """The caption of the figure, drawn and saved by its script."""
-    looks = {arm: {key: LOOKS[arm][key] for key in ("label", "colour", "marker", "line")} for arm in SETTINGS}
-    grid = {"arms": looks, "studies": {"s": "A study"}}
-    script = importlib.import_module(figure)
-    found = common.load(tables, grid)
-    with mpl.rc_context(common.STYLE):
-        common.save(script.draw(found, grid), script.caption(found, grid), out / figure)
-    assert (out / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
-    return (out / f"{figure}.txt").read_text()
+@pytest.fixture
+def draw(tmp_path, monkeypatch):
+    """draw(figure, tables or their folder): runs the script; its figure and caption, which it saves at `out`."""
+    drawn, save = {}, drawing.save
+
+    def run(figure, tables, looks=LOOKS, out=None):
+        def keep(made, caption, path):
+            drawn.update(made=made, caption=caption)
+            save(made, caption, path) if out else drawing.plt.close(made)
+
+        monkeypatch.setattr(drawing, "save", keep)
+        folder = tables
+        if isinstance(tables, dict):
+            folder = tmp_path / "tables"
+            folder.mkdir(exist_ok=True)
+            for name, table in tables.items():
+                table.to_csv(folder / f"{name}.csv{'.gz' if name == 'ranks' else ''}", index=False)
+        command = ["--tables", str(folder), "--looks", json.dumps(looks), "--out", str(tmp_path / f"{out}" / figure)]
+        monkeypatch.setattr(sys, "argv", [figure, *command])
+        runpy.run_path(str(SCRIPTS[figure]), run_name="__main__")
+        return drawn["made"], drawn["caption"]
+
+    return run
 
 
-@pytest.mark.parametrize("figure", FIGURES)
-def test_diverged_and_missing_runs_are_counted_in_the_caption(figure, tmp_path):
-    write_tables(tmp_path, {("fa", 0): "diverged", ("bp", 1): "missing"})
-    caption = draw(figure, tmp_path, tmp_path)
-    assert "1 diverged" in caption
-    assert "1 missing" in caption or figure == "alignment"  # which shows no BP
+# ---- the drawn data ----
 
 
-@pytest.mark.parametrize("figure", FIGURES)
-def test_a_single_seed_is_drawn_without_a_spread(figure, tmp_path):
-    write_tables(tmp_path, {}, seeds=1)
-    assert "standard deviation" not in draw(figure, tmp_path, tmp_path)
+def colour(arm: str) -> str:
+    return mpl.colors.to_hex(LOOKS["arms"][arm]["colour"])
 
 
-def test_equal_tables_give_equal_bytes(tmp_path):
-    write_tables(tmp_path, {})
-    for folder in ("first", "second"):
-        draw("gradient_rank", tmp_path, tmp_path / folder)
+def drawn_lines(axes) -> dict[str, np.ndarray]:
+    """By colour the xy of the lines with more than one point."""
+    found = {}
+    for line in axes.lines:
+        if len(line.get_xdata()) > 1 and line.get_marker() not in ("None", "_", "|"):
+            found[mpl.colors.to_hex(line.get_color())] = np.array(line.get_xydata(), dtype=float)
+    return found
+
+
+def drawn_points(axes) -> dict[str, np.ndarray]:
+    """By colour the xy of the points of finished runs."""
+    found: dict[str, list] = {}
+    for dots in axes.collections:
+        if isinstance(dots, mpl.collections.PathCollection):
+            offsets = dots.get_offsets()
+            for xy, face in zip(offsets, np.broadcast_to(dots.get_facecolors(), (len(offsets), 4)), strict=True):
+                found.setdefault(mpl.colors.to_hex(face), []).append(np.array(xy))
+    return {name: np.array(xy) for name, xy in found.items()}
+
+
+def panels(figure) -> list:
+    return [axes for axes in figure.axes if axes.get_visible()]
+
+
+def mean_lines(table: pd.DataFrame, x: str, y: str, arms: set[str]) -> dict[str, np.ndarray]:
+    means = table[table["arm"].isin(arms)].groupby(["arm", x])[y].mean().reset_index()
+    return {colour(arm): mine[[x, y]].to_numpy() for arm, mine in means.groupby("arm")}
+
+
+def expected_lines(figure: str, tables: dict[str, pd.DataFrame]) -> list[dict[str, np.ndarray]]:
+    """By hand, for each of the axes in reading order, what lines it should have; seeds are averaged."""
+    study, arms = ARMS[figure]
+    ranks, cosines, epochs = (tables[name][tables[name]["study"] == study] for name in ("ranks", "alignment", "epochs"))
+    ranks, cosines = ranks.assign(epoch=ranks["step"] / 10), cosines.assign(epoch=cosines["step"] / 10)
+
+    def of(**wanted):
+        return ranks[(ranks[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+
+    if figure == "error_rank":
+        parts = [of(quantity="error", scope="batch", layer=layer) for layer in ("hidden1", "hidden2", "head")]
+        return [mean_lines(p, "epoch", "entropy_s", arms) for p in [*parts, of(quantity="classifier_input_error")]]
+    if figure == "gradient_rank":
+        parts = [of(quantity="gradient_trajectory", scope=scope) for scope in ("cumulative", "window")]
+        return [mean_lines(part.assign(T=part["step"] + 5), "T", "entropy_s2", arms) for part in parts]
+    if figure == "remedies":
+        places = {"hidden1": 0, "hidden2": 1, "head": 2}
+        wanted = [("error", "pooled"), ("activation", "batch"), ("update", "step")]
+        parts = [of(quantity=quantity, scope=scope, step=20) for quantity, scope in wanted]
+        return [mean_lines(part.assign(place=part["layer"].map(places)), "place", "entropy_s2", arms) for part in parts]
+    if figure == "alignment":
+        wanted = [("weight", "head"), ("gradient", "hidden2"), ("gradient", "all")]
+        parts = [cosines[(cosines["quantity"] == q) & (cosines["layer"] == layer)] for q, layer in wanted]
+        return [mean_lines(part, "epoch", "value", arms) for part in parts]
+    epochs = epochs.assign(percent=100 * epochs["validation_accuracy"])
+    return [mean_lines(epochs, "epoch", column, arms) for column in ("train_loss", "percent")]
+
+
+def check_lines(figure: str, made, tables: dict[str, pd.DataFrame]) -> None:
+    wanted = expected_lines(figure, tables)
+    assert len(panels(made)) == len(wanted)
+    for axes, lines in zip(panels(made), wanted, strict=True):
+        found = drawn_lines(axes)
+        assert found.keys() == lines.keys()
+        for key, xy in lines.items():
+            np.testing.assert_allclose(found[key], xy, err_msg=key)
+
+
+def check_points(figure: str, made, tables: dict[str, pd.DataFrame]) -> None:
+    study, arms = ARMS[figure]
+    runs = tables["runs"][tables["runs"]["study"] == study].assign(percent=lambda r: 100 * r["test_accuracy"])
+    ends = tables["ranks"].query("quantity == 'gradient_trajectory' and scope == 'cumulative' and step == 20")
+    runs = runs.merge(ends[["study", "arm", "seed", "entropy_s2"]], on=["study", "arm", "seed"])
+    axes_of = panels(made)[:1] if figure == "accuracy_vs_rank" else panels(made)
+    found: dict[str, np.ndarray] = {}
+    for axes in axes_of:
+        found |= drawn_points(axes)
+    assert found.keys() == {colour(arm) for arm in arms}
+    for arm in arms:
+        mine, xy = runs[runs["arm"] == arm], found[colour(arm)]
+        np.testing.assert_allclose(xy[:, 0 if figure == "accuracy" else 1], mine["percent"], err_msg=arm)
+        if figure == "accuracy_vs_rank":
+            np.testing.assert_allclose(xy[:, 0], mine["entropy_s2"], err_msg=arm)
+    if figure != "accuracy_vs_rank":
+        marks = {
+            mpl.colors.to_hex(line.get_color()): line
+            for axes in axes_of
+            for line in axes.lines
+            if line.get_marker() in "_|"
+        }
+        for arm in arms:
+            values = np.array(marks[colour(arm)].get_xydata())[:, 0 if figure == "accuracy" else 1]
+            np.testing.assert_allclose(values[np.isfinite(values)], runs.loc[runs["arm"] == arm, "percent"].mean())
+
+
+def check(figure: str, made, tables: dict[str, pd.DataFrame]) -> None:
+    (check_points if figure in POINTS else check_lines)(figure, made, tables)
+
+
+@pytest.mark.parametrize("figure", ARMS)
+def test_the_drawn_data_are_the_runs_and_their_means_in_the_arms_own_colours(figure, draw):
+    tables = tables_of()
+    check(figure, draw(figure, tables)[0], tables)
+
+
+@pytest.mark.parametrize("figure", ARMS)
+def test_swapped_arms_are_seen_in_the_drawn_data(figure, draw):
+    tables, swap = tables_of(), {"fa": "fa+bn", "fa+bn": "fa"} if figure != "intervention" else {"bp": "fa", "fa": "bp"}
+    swapped = {name: table.assign(arm=table["arm"].replace(swap)) for name, table in tables.items()}
+    knobs = ["rule", "optimizer", "normalization", "update"]
+    names = tables["runs"].set_index(["study", "arm", "seed"])[knobs]
+    swapped["runs"] = swapped["runs"].drop(columns=knobs).join(names, on=["study", "arm", "seed"])
+    made, _ = draw(figure, swapped)
+    check(figure, made, swapped)
+    with pytest.raises(AssertionError):
+        check(figure, made, tables)
+
+
+@pytest.mark.parametrize("figure", ["error_rank", "gradient_rank", "remedies", "accuracy_vs_rank", "curves"])
+def test_swapped_measures_are_seen_in_the_drawn_data(figure, draw):
+    tables, swapped = tables_of(), tables_of()
+    for name, columns in {
+        "ranks": ["entropy_s", "entropy_s2"],
+        "epochs": ["train_loss", "validation_accuracy"],
+    }.items():
+        swapped[name][columns] = tables[name][columns[::-1]].to_numpy()
+    made, _ = draw(figure, swapped)
+    check(figure, made, swapped)
+    with pytest.raises(AssertionError):
+        check(figure, made, tables)
+
+
+def crosses(axes) -> list[str]:
+    """The colours of the marks of diverged runs: those are drawn by their edge alone, as wide as no other."""
+    marks = [dots for dots in axes.collections if isinstance(dots, mpl.collections.PathCollection)]
+    return [
+        mpl.colors.to_hex(edge) for dots in marks if max(dots.get_linewidths()) > 1 for edge in dots.get_edgecolors()
+    ]
+
+
+@pytest.mark.parametrize("figure", sorted(ARMS.keys() - POINTS))
+def test_a_diverged_run_is_in_no_mean_and_ends_in_a_cross_within_the_limits(figure, draw):
+    tables = tables_of({("fa", 0): "diverged"})
+    lost = (tables["ranks"]["arm"] == "fa") & (tables["ranks"]["seed"] == 0)
+    tables["ranks"].loc[lost, list(drawing.MEASURES)] *= 100
+    made, _ = draw(figure, tables)
+    without, _ = draw(
+        figure, {name: table[(table["arm"] != "fa") | (table["seed"] > 0)] for name, table in tables.items()}
+    )
+    for axes, alone in zip(panels(made), panels(without), strict=True):
+        means = {
+            mpl.colors.to_hex(line.get_color()): line.get_xydata() for line in axes.lines if line.get_linewidth() > 1
+        }
+        np.testing.assert_allclose(means[colour("fa")], drawn_lines(alone)[colour("fa")])
+        assert axes.get_ylim() == alone.get_ylim()
+    assert {arm for axes in panels(made) for arm in crosses(axes)} == {colour("fa")}
+
+
+@pytest.mark.parametrize("figure", sorted(POINTS))
+def test_a_diverged_run_is_a_cross_and_no_point(figure, draw):
+    made, _ = draw(figure, tables_of({("fa", 0): "diverged"}))
+    for axes in panels(made):
+        points = drawn_points(axes)
+        if colour("fa") in points:
+            assert len(points[colour("fa")]) == 3
+            assert crosses(axes) == [colour("fa")]
+
+
+# ---- words and files ----
+
+
+@pytest.mark.parametrize("figure", SCRIPTS)
+def test_diverged_and_missing_runs_are_counted_in_the_caption(figure, draw):
+    _, caption = draw(figure, tables_of({("fa", 0): "diverged", ("fa", 1): "missing"}))
+    studies = 2 if figure == "accuracy_vs_rank" else 1
+    assert f"besides {studies} diverged and {studies} missing" in caption
+
+
+@pytest.mark.parametrize("figure", SCRIPTS)
+def test_a_single_seed_has_no_spread(figure, draw):
+    _, caption = draw(figure, tables_of(seeds=1))
+    assert "standard deviation" not in caption
+    assert "±" not in caption
+    assert "n = 1 finished run an arm" in caption
+
+
+@pytest.mark.parametrize("outcome", ["diverged", "missing"])
+@pytest.mark.parametrize("figure", SCRIPTS)
+def test_a_grid_without_a_finished_run_is_said_to_be_one(figure, outcome, draw):
+    lost = {(arm, seed): outcome for arms in STUDIES.values() for arm in arms for seed in range(3)}
+    made, caption = draw(figure, tables_of(lost))
+    assert re.search(r": (none of \d+ runs finished|no such run in this grid)\.$", caption)
+    assert "no finished run" in made.texts[0].get_text()
+
+
+@pytest.mark.parametrize("figure", SCRIPTS)
+def test_equal_tables_give_equal_bytes(figure, draw, tmp_path):
+    for out in ("first", "second"):
+        draw(figure, tables_of(), out=out)
     for kind in ("svg", "pdf", "txt"):
-        first, second = (tmp_path / folder / f"gradient_rank.{kind}" for folder in ("first", "second"))
+        first, second = (tmp_path / out / f"{figure}.{kind}" for out in ("first", "second"))
         assert first.read_bytes() == second.read_bytes()
 
 
+@pytest.mark.parametrize("figure", SCRIPTS)
+def test_an_arm_without_rows_of_a_quantity_is_left_out_of_its_panels_only(figure, draw):
+    tables = tables_of()
+    frozen = (tables["ranks"]["arm"] == "bp") & (tables["ranks"]["layer"] != "head")
+    tables["ranks"] = tables["ranks"][~frozen]
+    made, _ = draw(figure, tables)
+    assert len(panels(made)) == len(panels(draw(figure, tables_of())[0]))
+
+
+@pytest.mark.parametrize("figure", SCRIPTS)
+def test_the_committed_results_are_drawn_at_the_width_of_the_page(figure, draw):
+    quick = yaml.safe_load((ROOT / "presets/quick.yaml").read_text(encoding="utf-8"))["studies"]
+    studies = {study["name"]: study["title"] for study in quick} if isinstance(quick, list) else quick
+    titles = {name: study if isinstance(study, str) else study["title"] for name, study in studies.items()}
+    made, caption = draw(figure, ROOT / "results/quick/tables", {"arms": CONFIG["arms"], "studies": titles})
+    assert made.get_figwidth() == drawing.WIDTH
+    assert made.get_figheight() <= drawing.PAGE
+    sizes = [text.get_fontsize() for text in made.findobj(mpl.text.Text) if text.get_text()]
+    assert min(sizes) >= drawing.SMALL
+    assert "\n" not in caption
+
+
+def test_each_figure_has_its_number_and_title():
+    heads = [ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).split("\n")[0] for path in SCRIPTS.values()]
+    assert all(re.fullmatch(r"\d+\. .+\.", head) for head in heads), heads
+    assert sorted(int(head.split(".")[0]) for head in heads) == [*range(1, len(heads) + 1)]
+
+
 def test_the_look_of_every_arm_is_its_own():
-    looks = [(look["colour"], look["marker"]) for look in LOOKS.values()]
-    assert len(set(looks)) == len(looks)
-    assert len({look["label"] for look in LOOKS.values()}) == len(LOOKS)
+    arms = CONFIG["arms"].values()
+    assert len({look["colour"] for look in arms}) == len({look["label"] for look in arms}) == len(arms)
+    assert len({(look["colour"], look["marker"], look["line"]) for look in arms}) == len(arms)

@@ -4,10 +4,9 @@
 rule collect:
     """A row per run, epoch, spectrum and cosine."""
     input:
-        plan=rules.plan.output,
-        runs=finished_runs,
-        script="workflow/scripts/collect.py",
-        measures="rankcollapse/ranks.py",
+        finished_runs,
+        "workflow/scripts/collect.py",
+        multiext("rankcollapse/", "ranks.py", "spectra.py"),  # a new measure tabulates anew, and trains nothing
     output:
         multiext(f"{RESULTS}/tables/", "runs.csv", "epochs.csv", "ranks.csv.gz", "alignment.csv"),
     log:
@@ -15,93 +14,94 @@ rule collect:
     benchmark:
         f"{RESULTS}/benchmarks/collect.tsv"
     conda:
-        "../../envs/train.yaml"
-    threads: 1
-    resources:
-        mem_mb=4000,
-        runtime=60,
+        "../../envs/render.yaml"
     params:
-        runs=f"{RESULTS}/runs",
-        out=lambda wildcards, output: os.path.dirname(output[0]),
+        planned=list(RUNS),
     shell:
-        "python {input.script} --plan {input.plan} --runs {params.runs} --out {params.out} 2>&1 | tee {log:q} >&2"
+        "python workflow/scripts/collect.py --plan {PLAN} --runs {RESULTS}/runs --out {RESULTS}/tables 2>&1 | tee {log:q} >&2"
 
 
 rule summarise:
-    """Mean, standard deviation and n over seeds."""
+    """Mean, standard deviation and n over seeds, and what they stand on."""
     input:
-        tables=rules.collect.output,
-        published="paper/published.yaml",
-        script="workflow/scripts/summarise.py",
+        rules.collect.output,
+        "paper/published.yaml",
+        multiext("workflow/scripts/", "summarise.py", "analysis.py"),
     output:
-        accuracy=report(
-            f"{RESULTS}/summary/accuracy.csv",
-            category="Tables",
-            labels={"table": "accuracy"},
-            caption="../report/accuracy.rst",
-        ),
-        ranks=report(
-            f"{RESULTS}/summary/ranks.csv",
-            category="Tables",
-            labels={"table": "effective ranks"},
-            caption="../report/ranks.rst",
-        ),
-        alignment=report(
-            f"{RESULTS}/summary/alignment.csv",
-            category="Tables",
-            labels={"table": "alignment"},
-            caption="../report/alignment.rst",
-        ),
-        cost=report(
-            f"{RESULTS}/summary/cost.csv",
-            category="Tables",
-            labels={"table": "cost"},
-            caption="../report/cost.rst",
-        ),
+        expand(f"{RESULTS}/summary/{{table}}.csv", table=["accuracy", "ranks", "alignment", "cost"]),
     log:
         f"{RESULTS}/logs/summarise.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/summarise.tsv"
     conda:
         "../../envs/render.yaml"
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=15,
-    params:
-        tables=lambda wildcards, input: os.path.dirname(input.tables[0]),
-        out=lambda wildcards, output: os.path.dirname(output[0]),
     shell:
-        "python {input.script} --tables {params.tables} --published {input.published} --out {params.out}"
-        " 2>&1 | tee {log:q} >&2"
+        "python workflow/scripts/summarise.py --tables {RESULTS}/tables --published paper/published.yaml"
+        " --out {RESULTS}/summary 2>&1 | tee {log:q} >&2"
 
 
 rule claims:
     """Each statement of the paper, ours beside it, and a verdict."""
     input:
-        tables=rules.collect.output,
-        claims="paper/claims.yaml",
-        script="workflow/scripts/claims.py",
-        finished="workflow/scripts/summarise.py",
+        rules.collect.output,
+        "paper/claims.yaml",
+        multiext("workflow/scripts/", "claims.py", "analysis.py"),
     output:
-        report(
-            f"{RESULTS}/summary/claims.csv",
-            category="Tables",
-            labels={"table": "claims"},
-            caption="../report/claims.rst",
-        ),
+        f"{RESULTS}/summary/claims.csv",
     log:
         f"{RESULTS}/logs/claims.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/claims.tsv"
     conda:
         "../../envs/render.yaml"
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=15,
     params:
-        tables=lambda wildcards, input: os.path.dirname(input.tables[0]),
+        names=json.dumps(known_names()),
     shell:
-        "python {input.script} --claims {input.claims} --tables {params.tables} --out {output}"
-        " 2>&1 | tee {log:q} >&2"
+        "python workflow/scripts/claims.py --claims paper/claims.yaml --tables {RESULTS}/tables --names {params.names:q}"
+        " --out {output} 2>&1 | tee {log:q} >&2"
+
+
+rule table_page:
+    """A summary as a table in the HTML report."""
+    input:
+        f"{RESULTS}/summary/{{table}}.csv",
+        "workflow/scripts/pages.py",
+        "workflow/report/columns.yaml",
+    output:
+        report(
+            f"{RESULTS}/pages/{{table}}.html",
+            category="Tables",
+            labels=lambda wildcards: {"table": wildcards.table},
+            caption="../report/table.rst",
+        ),
+    log:
+        f"{RESULTS}/logs/pages/{{table}}.log",
+    conda:
+        "../../envs/render.yaml"
+    params:
+        labels=json.dumps(LABELS, sort_keys=True),
+    shell:
+        "python workflow/scripts/pages.py summary {input[0]} --title {wildcards.table} --labels {params.labels:q}"
+        " --out {output} 2>&1 | tee {log:q} >&2"
+
+
+rule pages:
+    """What each column means, and all figures with their captions, for a browser of the repository."""
+    input:
+        rules.collect.output,
+        rules.summarise.output,
+        rules.claims.output,
+        expand(f"{RESULTS}/pages/{{table}}.html", table=["claims", "accuracy", "ranks", "alignment", "cost"]),
+        expand(f"{FIGURES}/{{figure}}.txt", figure=TITLES),
+        "workflow/scripts/pages.py",
+        "workflow/report/columns.yaml",
+    output:
+        tables=f"{RESULTS}/README.md",
+        figures=f"{FIGURES}/README.md",
+    log:
+        f"{RESULTS}/logs/pages.log",
+    conda:
+        "../../envs/render.yaml"
+    params:
+        title=GRID.title or GRID.preset,
+        titles=json.dumps(TITLES),
+    shell:
+        "(python workflow/scripts/pages.py tables {RESULTS} --title {params.title:q} --out {output.tables} &&"
+        " python workflow/scripts/pages.py figures {FIGURES} --title {params.title:q} --labels {params.titles:q}"
+        " --out {output.figures}) 2>&1 | tee {log:q} >&2"

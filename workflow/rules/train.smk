@@ -1,38 +1,31 @@
-# The grid: each run is a job of its own. All are checked before the first one starts, see onstart in the Snakefile.
-
-LIBRARY = [
-    f"rankcollapse/{module}.py"
-    for module in ("config", "data", "models", "feedback", "optim", "probes", "ranks", "training")
-]
+# The grid: each run is a job of its own.
 
 
-rule plan:
-    """The list of the runs. Training does not wait for it, so that a longer list retrains nothing."""
+rule data:
+    """One data set: its official files, downloaded if absent, checked by md5, and converted for training once."""
     output:
-        f"{RESULTS}/plan.csv",
+        multiext("data/ready/{dataset}/", "images.npy", "labels.npy"),
     log:
-        f"{RESULTS}/logs/plan.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/plan.tsv"
+        "data/ready/{dataset}.log",
     conda:
-        "../../envs/render.yaml"
+        "../../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=15,
-    params:
-        runs=[{"study": r.study, "arm": r.arm, **r.values()} for r in RUNS.values()],
-    script:
-        "../scripts/plan.py"
+        mem_mb=3000,
+        runtime=60,
+    # No params: the set is the same wherever its files lie.
+    shell:
+        "python -m rankcollapse data {wildcards.dataset} --data-dir {GRID.data_dir:q} {DOWNLOAD} 2>&1 | tee {log:q} >&2"
 
 
 rule train:
-    """One run. It is retrained when its own config or the training code changes, and by nothing else."""
+    """One run. It is trained again when its identity changes, its knobs or the code that trains, and for nothing else."""
     input:
-        LIBRARY,
+        # Not for its time: a set converted anew is the same set.
+        ancient(multiext("data/ready/{dataset}/", "images.npy", "labels.npy")),
     output:
         multiext(
-            f"{RESULTS}/runs/{RUN_NAME}/",
+            f"{RESULTS}/runs/{grid.NAME}/",
             "config.json",
             "checkpoint.pt",
             "metrics.csv",
@@ -41,21 +34,18 @@ rule train:
             "run.json",
         ),
     log:
-        f"{RESULTS}/logs/train/{RUN_NAME}.log",
+        f"{RESULTS}/logs/train/{grid.NAME}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/train/{RUN_NAME}.tsv"
+        f"{RESULTS}/benchmarks/train/{grid.NAME}.tsv"
     conda:
         "../../envs/train.yaml"
-    threads: config.get("threads", 1)
+    threads: GRID.threads
     resources:
-        gpu=lambda wildcards: int(bool(GPUS) and planned(wildcards).config.device != "cpu"),
-        mem_mb=lambda wildcards: STUDIES[wildcards.study]["cost"]["mem_mb"],
+        gpu=lambda wildcards: int(on_gpu()),
+        mem_mb=lambda wildcards: planned(wildcards).study.cost.mem_mb,
         runtime=minutes,
     params:
-        config=lambda wildcards: json.dumps(planned(wildcards).values()),
-        out=lambda wildcards, output: os.path.dirname(output[0]),
-        slots=config.get("gpu_slots", 1),
+        identity=lambda wildcards: grid.identity(planned(wildcards).config),
     shell:
-        "echo {params.config:q} | python -m rankcollapse train - --out {params.out}"
-        " --name {wildcards.study}/{wildcards.dataset}/{wildcards.arm}/seed{wildcards.seed}"
-        " --threads {threads} --gpu-slots {params.slots} 2>&1 | tee {log:q} >&2"
+        "python -m rankcollapse train {PLAN} --run {wildcards.study}/{wildcards.dataset}/{wildcards.arm}/seed{wildcards.seed}"
+        " --identity {params.identity} --out $(dirname {output[0]}) --threads {threads} 2>&1 | tee {log:q} >&2"

@@ -1,77 +1,108 @@
 """From run folders to tidy tables: a row per run, per epoch, per spectrum and per cosine.
 
-A run that is planned and not there has a row in runs.csv with the outcome `missing`.
+A planned run without a complete folder, or with the folder of another identity, has the outcome `missing`.
 """
 
 import argparse
+import gzip
+import io
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from analysis import KEYS, MEASURES, SPECTRUM, Tables, write
 
-from rankcollapse import files
-from rankcollapse.probes import read_spectra
+from rankcollapse import config, files
+from rankcollapse.errors import InputError
 from rankcollapse.ranks import measures
+from rankcollapse.spectra import read_spectra
 
-KEYS = ["study", "dataset", "architecture", "arm", "seed"]
-SETTINGS = ["width", "normalization", "rule", "optimizer", "update", "rank", "norm", "lr", "momentum", "weight_decay"]
-
-
-def folder(runs: Path, row: dict) -> Path:
-    return runs / row["study"] / row["dataset"] / row["arm"] / f"seed{row['seed']}"
-
-
-def run_row(path: Path, row: dict) -> dict:
-    kept = {key: row[key] for key in [*KEYS, *SETTINGS]}
-    if not (path / "run.json").exists():
-        return {**kept, "outcome": "missing"}
-    return {**kept, **json.loads((path / "run.json").read_text())}
+METRICS = ["epoch", "step", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
+COSINES = ["quantity", "layer", "step", "value"]
+MATRIX = [*SPECTRUM, "step", "rows"]
+NOT_FLOAT = {"epoch": int, "step": int, "quantity": str, "layer": str}
 
 
-def rank_rows(path: Path) -> Iterator[dict]:
-    for s in read_spectra(path / "spectra.npz"):
-        row = {"quantity": s.quantity, "layer": s.layer, "scope": s.scope, "step": s.step, "rows": s.rows}
-        yield {**row, **{name: round(value, 4) for name, value in measures(s.values).items()}}
+def readable(path: Path, read: Callable, *how: Any) -> Any:
+    """read(path, *how). Raises InputError, one sentence, for a file that is absent, cut off or otherwise damaged."""
+    try:
+        return read(path, *how)
+    except Exception as error:  # a garbled archive alone raises seven kinds
+        cause = error.__cause__ or error
+        reason = " ".join(f"{type(cause).__name__}: {cause}".split())
+        remedy = f"delete its run folder, {path.parent}, and run the same command again"
+        raise InputError(f"{path} is damaged ({reason}): {remedy}") from error
 
 
-def collect(plan: Path, runs: Path) -> dict[str, pd.DataFrame]:
-    """The four tidy tables, in the order of the plan."""
+def from_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def result(path: Path) -> dict:
+    found = from_json(path)
+    needed = {key: found[key] for key in ("identity", "outcome", "epochs")}
+    return needed | {key: value for key, value in found.items() if key not in ("study", "arm")}
+
+
+def knobs(path: Path) -> dict:
+    """All of them: one that is younger than the run has its default, which is what the run did."""
+    return config.run_config(from_json(path)).model_dump()
+
+
+def rows(path: Path, columns: list[str], count: int | None = None) -> pd.DataFrame:
+    text = path.read_text(encoding="utf-8")
+    table = pd.read_csv(io.StringIO(text), dtype={column: NOT_FLOAT.get(column, float) for column in columns})
+    if not text.endswith("\n") or list(table) != columns or count not in (None, len(table)):
+        raise ValueError(f"{len(table)} rows of {', '.join(table)}, the last perhaps cut off")
+    return table
+
+
+def rank_rows(path: Path) -> pd.DataFrame:
+    found = [{**{key: getattr(s, key) for key in MATRIX}, **measures(s.values)} for s in read_spectra(path)]
+    return pd.DataFrame(found, columns=[*MATRIX, *MEASURES]).round(dict.fromkeys(MEASURES, 4))
+
+
+def collect(plan: dict, runs: Path) -> Tables:
+    """The four tidy tables, in the order of the plan. Raises InputError for damaged files, and if no run is there."""
     tables: dict[str, list] = {"runs": [], "epochs": [], "ranks": [], "alignment": []}
-    for row in pd.read_csv(plan).to_dict("records"):
-        path, keys = folder(runs, row), {key: row[key] for key in KEYS}
-        found = run_row(path, row)
-        tables["runs"].append(found)
-        if found["outcome"] == "missing":
-            continue
-        tables["epochs"].append(pd.read_csv(path / "metrics.csv").assign(**keys))
-        tables["ranks"].append(pd.DataFrame(rank_rows(path)).assign(**keys))
-        tables["alignment"].append(pd.read_csv(path / "alignment.csv").assign(**keys))
+    for name, planned in plan["runs"].items():
+        folder, place = runs / name, {"study": planned["study"], "arm": planned["arm"]}
+        found = readable(folder / "run.json", result) if (folder / "run.json").exists() else {"identity": None}
+        there = found["identity"] == planned["identity"]
+        row = place | (readable(folder / "config.json", knobs) if there else planned["config"])
+        keys = {key: row[key] for key in KEYS}
+        tables["runs"].append(keys | row | (found if there else {"identity": None, "outcome": "missing"}))
+        if there:
+            metrics = readable(folder / "metrics.csv", rows, METRICS, found["epochs"])
+            cosines = readable(folder / "alignment.csv", rows, COSINES)
+            parts = {"epochs": metrics, "ranks": readable(folder / "spectra.npz", rank_rows), "alignment": cosines}
+            for table, part in parts.items():
+                tables[table].append(pd.DataFrame(keys, index=part.index).join(part))
     if not tables["epochs"]:
-        raise SystemExit(f"{runs} has no finished run of {plan}: there is nothing to tabulate yet")
-    collected = {"runs": pd.DataFrame(tables.pop("runs"))}
-    for name, parts in tables.items():
-        frame = pd.concat(parts, ignore_index=True)
-        collected[name] = frame[KEYS + [c for c in frame if c not in KEYS]]
-    return collected
+        raise InputError(f"{runs} has no run of the plan yet: there is nothing to tabulate")
+    # Whole numbers stay whole beside the gaps of missing runs.
+    whole = pd.DataFrame(tables.pop("runs")).convert_dtypes()
+    return {"runs": whole, **{name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--plan", type=Path, required=True)
+    parser.add_argument("--plan", type=Path, required=True, help="plan.json")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the run folders")
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
     args = parser.parse_args()
-    for name, table in collect(args.plan, args.runs).items():
-        if name == "ranks":  # a hundred times the others: compressed, with no time stamp, so that equal is equal
-            how = {"method": "gzip", "mtime": 0}
-            files.write(
-                args.out / "ranks.csv.gz", lambda path, t=table, h=how: t.to_csv(path, index=False, compression=h)
-            )
-        else:
-            files.write(
-                args.out / f"{name}.csv", lambda path, t=table: t.to_csv(path, index=False, float_format="%.6g")
-            )
+    try:
+        tables = collect(config.read(args.plan), args.runs)
+    except InputError as error:
+        sys.exit(str(error))
+    # A hundred times the others: compressed, with no time stamp or file name inside, so that equal is equal.
+    packed = gzip.compress(tables.pop("ranks").to_csv(index=False).encode("utf-8"), mtime=0)
+    files.write(args.out / "ranks.csv.gz", lambda path: path.write_bytes(packed))
+    for name, table in tables.items():
+        write(args.out / f"{name}.csv", table, digits=6)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ from rankcollapse import files
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("text", type=Path, help="the typst source")
-    parser.add_argument(
-        "--inputs", type=json.loads, required=True, help="JSON: preset, labels of arms, titles of studies"
-    )
+    parser.add_argument("--inputs", type=json.loads, required=True, help="JSON: what the head of the text reads")
     parser.add_argument("--out", type=Path, required=True, help="PDF to write")
     args = parser.parse_args()
     inputs = {key: value if isinstance(value, str) else json.dumps(value) for key, value in args.inputs.items()}

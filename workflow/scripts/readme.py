@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from analysis import read
 
 from rankcollapse import files
 
@@ -16,8 +17,10 @@ MARKS = {"reproduced": "✓ reproduced", "not reproduced": "✗ **not reproduced
 def block(claims: pd.DataFrame, provenance: dict) -> str:
     tested = claims[claims["verdict"] != "not tested"]
     counts = ", ".join(f"{(tested['verdict'] == verdict).sum()} {verdict}" for verdict in MARKS)
+    devices = provenance["device"]
     lines = [
-        f"{len(tested)} statements, tested on small networks and real CIFAR ({provenance['device']}, "
+        f"{len(tested)} statements, tested on small networks and real CIFAR "
+        f"({devices if isinstance(devices, str) else '; '.join(devices)}, "
         f"{provenance['finished'][:10]}): **{counts}**. Difference of means over n seeds, with its 95 % interval; a "
         "verdict is on the direction. [Tables](results/quick/summary/), [paper](paper/quick/replication.pdf).",
         "",
@@ -25,7 +28,8 @@ def block(claims: pd.DataFrame, provenance: dict) -> str:
         "|---|---|---|---|",
     ]
     for row in tested.itertuples():
-        difference = f"{row.difference:.3g} [{row.low:.3g}, {row.high:.3g}]" if row.n else "–"
+        difference = f"{row.difference:.3g}" if row.n else "–"
+        difference += f" [{row.low:.3g}, {row.high:.3g}]" if row.n > 1 else ""
         n = f"{row.n}, {row.diverged} diverged" if row.diverged else row.n
         lines.append(f"| {row.statement} ({row.source}) | {difference} | {n} | {MARKS[row.verdict]} |")
     return "\n".join(lines)
@@ -37,17 +41,16 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results/quick"))
     parser.add_argument("--check", action="store_true", help="exit 1 if the block is not what the tables say")
     args = parser.parse_args()
-    text = args.readme.read_text()
+    text = args.readme.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         sys.exit(f"{args.readme}: the lines {BEGIN!r} and {END!r} must stand in it once each")
-    provenance = json.loads((args.results / "provenance.json").read_text())
-    generated = block(pd.read_csv(args.results / "summary" / "claims.csv"), provenance)
+    provenance = json.loads((args.results / "provenance.json").read_text(encoding="utf-8"))
+    generated = block(read(args.results / "summary" / "claims.csv"), provenance)
     new = text[: text.index(BEGIN) + len(BEGIN)] + "\n" + generated + "\n" + text[text.index(END) :]
-    if args.check:
-        if new != text:
-            sys.exit(f"{args.readme} does not say what {args.results}/summary/claims.csv says: run `make readme`")
-    else:
+    if not args.check:
         files.write_text(args.readme, new)
+    elif new != text:
+        sys.exit(f"{args.readme} does not say what {args.results}/summary/claims.csv says: run `make readme`")
 
 
 if __name__ == "__main__":

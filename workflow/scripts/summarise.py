@@ -1,7 +1,7 @@
 """From the tidy tables to the summaries that the paper prints: mean, standard deviation and n over seeds.
 
 accuracy.csv, ranks.csv, alignment.csv, cost.csv. Means are those of the finished runs; diverged and missing ones are
-counted beside them.
+counted beside them, and an arm without a finished run has its row, with n = 0.
 """
 
 import argparse
@@ -9,74 +9,48 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
+from analysis import ARM, MEASURES, SPECTRUM, last, load, spread, write
 
-from rankcollapse import files
-
-ARM = ["study", "dataset", "architecture", "arm"]
-RUN = ["study", "dataset", "arm", "seed"]
+SETTINGS = ["lr", "weight_decay", "width", "rule", "normalization", "optimizer", "update"]
 
 
-def finished(runs: pd.DataFrame, tidy: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a tidy table that come from finished runs."""
-    return tidy.merge(runs.loc[runs["outcome"] == "finished", RUN], on=RUN)
-
-
-def spread(values: pd.core.groupby.DataFrameGroupBy, columns: list[str]) -> pd.DataFrame:
-    """Mean and standard deviation over seeds of each column, as COLUMN_mean and COLUMN_std."""
-    parts = {}
-    for column in columns:
-        parts[f"{column}_mean"], parts[f"{column}_std"] = values[column].mean(), values[column].std()
-    return pd.DataFrame(parts)
+def over_finished(table: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame:
+    """The spread over finished runs, with a row for each group that there is."""
+    values = table[columns].where(table["outcome"] == "finished")
+    return spread(table.assign(**values), by, columns)
 
 
 def accuracy(runs: pd.DataFrame, published: list[dict]) -> pd.DataFrame:
     """Test accuracy in % per arm, beside the paper's where it gives one."""
-    runs = runs.assign(test_percent=100 * runs["test_accuracy"], validation_percent=100 * runs["validation_accuracy"])
-    measured = ["test_percent", "validation_percent"]
-    runs[measured] = runs[measured].where(runs["outcome"] == "finished")
+    runs = runs.rename(columns={"test_accuracy": "test_percent", "validation_accuracy": "validation_percent"})
+    runs = runs.assign(**{name: runs["outcome"] == name for name in ("diverged", "missing")})
     arms = runs.groupby(ARM, sort=False)
-    table = spread(arms, measured)
-    table.insert(0, "n", arms["test_percent"].count())
-    table.insert(1, "planned", arms.size())
-    for position, outcome in enumerate(["diverged", "missing"], start=2):
-        table.insert(position, outcome, arms["outcome"].agg(lambda o, name=outcome: (o == name).sum()))
-    for column in ("lr", "weight_decay", "width"):
-        table[column] = arms[column].first()
-    table = table.reset_index()
+    counts = arms.agg(planned=("seed", "size"), diverged=("diverged", "sum"), missing=("missing", "sum"))
+    table = over_finished(runs, ARM, ["test_percent", "validation_percent"])
+    table = table[[*ARM, "n"]].join(counts, on=ARM).join(table.drop(columns=[*ARM, "n"]))
     theirs = pd.DataFrame(published, columns=["dataset", "architecture", "arm", "paper_percent", "paper_source"])
-    return table.merge(theirs, how="left", on=["dataset", "architecture", "arm"])
+    return table.join(arms[SETTINGS].first(), on=ARM).merge(theirs, how="left", on=["dataset", "architecture", "arm"])
 
 
-def ranks(tidy: pd.DataFrame) -> pd.DataFrame:
+def ranks(ranks: pd.DataFrame) -> pd.DataFrame:
     """The four measures of each spectrum at the end of a run."""
-    what = ["quantity", "layer", "scope"]
-    measures = [column for column in tidy if column not in {*ARM, "seed", *what, "step", "rows"}]
-    last = tidy.groupby([*ARM, "seed", *what])["step"].transform("max")
-    groups = tidy[tidy["step"] == last].groupby([*ARM, *what], sort=False)
-    table = spread(groups, measures)
-    table.insert(0, "n", groups[measures[0]].count())
-    table.insert(1, "rows", groups["rows"].max())
-    return table.reset_index()
+    ends, by = last(ranks, by=SPECTRUM), [*ARM, *SPECTRUM]
+    table = over_finished(ends, by, MEASURES).join(ends.groupby(by)["rows"].max(), on=by)
+    return table[[*by, "n", "rows", *table.columns[len(by) + 1 : -1]]]
 
 
-def alignment(tidy: pd.DataFrame) -> pd.DataFrame:
+def alignment(alignment: pd.DataFrame) -> pd.DataFrame:
     """Cosines at the end of a run."""
-    last = tidy.groupby([*ARM, "seed"])["step"].transform("max")
-    groups = tidy[tidy["step"] == last].groupby([*ARM, "quantity", "layer"], sort=False)
-    table = spread(groups, ["value"])
-    table.insert(0, "n", groups["value"].count())
-    return table.reset_index()
+    by = ["quantity", "layer"]
+    return over_finished(last(alignment, by=by), [*ARM, *by], ["value"])
 
 
 def cost(runs: pd.DataFrame) -> pd.DataFrame:
     """Seconds, throughput and peak memory of a finished run; probe_percent is the probes' share of training time."""
-    runs = finished(runs, runs)
     runs = runs.assign(probe_percent=100 * runs["probe_seconds"] / runs["train_seconds"])
-    arms = runs.groupby(ARM, sort=False)
-    table = spread(arms, ["seconds", "images_per_second", "memory_mb", "probe_percent"])
-    table.insert(0, "n", arms["seconds"].count())
-    table["device"] = arms["device"].agg(lambda d: "; ".join(sorted(set(d.dropna()))))
-    return table.reset_index()
+    table = over_finished(runs, ARM, ["seconds", "images_per_second", "memory_mb", "probe_percent"])
+    device = runs.groupby(ARM)["device"].agg(lambda names: "; ".join(sorted(set(names.dropna()))))
+    return table.join(device, on=ARM)
 
 
 def main() -> None:
@@ -85,15 +59,15 @@ def main() -> None:
     parser.add_argument("--published", type=Path, required=True, help="the paper's own numbers, YAML")
     parser.add_argument("--out", type=Path, required=True, help="folder for the summaries")
     args = parser.parse_args()
-    runs = pd.read_csv(args.tables / "runs.csv")
+    tables, published = load(args.tables), yaml.safe_load(args.published.read_text(encoding="utf-8"))
     summaries = {
-        "accuracy": accuracy(runs, yaml.safe_load(args.published.read_text())),
-        "ranks": ranks(finished(runs, pd.read_csv(args.tables / "ranks.csv.gz"))),
-        "alignment": alignment(finished(runs, pd.read_csv(args.tables / "alignment.csv"))),
-        "cost": cost(runs),
+        "accuracy": accuracy(tables["runs"], published),
+        "ranks": ranks(tables["ranks"]),
+        "alignment": alignment(tables["alignment"]),
+        "cost": cost(tables["runs"]),
     }
     for name, table in summaries.items():
-        files.write(args.out / f"{name}.csv", lambda path, t=table: t.to_csv(path, index=False, float_format="%.4g"))
+        write(args.out / f"{name}.csv", table, digits=4)
 
 
 if __name__ == "__main__":

@@ -1,57 +1,47 @@
-"""Test accuracy by arm, architecture and data set: a point per run, mean and standard deviation; dotted: chance."""
+"""6. Test accuracy.
 
-import common
-import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
+All arms: a point per run, mean and standard deviation; a panel per study and data set.
+"""
+
+from operator import itemgetter
+
+import drawing
+from analysis import PANEL, finished, select
 from matplotlib.figure import Figure
+from pandas import DataFrame
+
+SHOWN = "not intervention"
+data = itemgetter("runs")
 
 
-def row(axes: Axes, y: int, mine: pd.DataFrame, look: dict) -> None:
-    """The runs of one arm at height y: points, mean (tick) and deviation (bar), and both as numbers at the right."""
-    values, colour = common.finished(mine)["test_accuracy"], look["colour"]
-    if len(values):
-        axes.plot([values.mean()] * 2, [y - 0.33, y + 0.33], color=colour, linewidth=1, alpha=0.6)
-    if len(values) > 1:
-        axes.plot(values.mean() + values.std() * np.array([-1, 1]), [y, y], color=colour, linewidth=1, alpha=0.6)
-    heights = y + 0.22 * np.linspace(-1, 1, len(values)) if len(values) > 1 else [y] * len(values)
-    axes.plot(values, heights, color=colour, marker=look["marker"], markersize=3, linestyle="")
-    for value in mine.loc[mine["outcome"] == "diverged", "test_accuracy"]:
-        axes.add_line(common.cross(value, y, colour))
-    text = common.mean_std(values, 1) if len(values) else " and ".join(mine["outcome"].unique()) or "–"
-    where = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": common.SMALL}
-    axes.text(1.03, y, text, color="black" if len(values) else common.GREY, **where)
+def draw(table: DataFrame, runs: DataFrame, looks: dict) -> Figure:
+    arms = [*runs["arm"].unique()]
+    table = drawing.stacks(table).assign(place=table["arm"].map(arms.index))
+    table["y"] = table["place"] + 0.5 * drawing.beside(table)
+    grid = drawing.facets(table)
+    drawing.means(grid, table, "test_accuracy", "place", looks, "y")
+    drawing.points(grid, table, "test_accuracy", "y", looks)
+    drawing.chance(grid, table, upright=True)
+    for axes, part in drawing.cells(grid, table):
+        for place, arm in enumerate(arms):
+            mine = select(part, arm=arm)
+            values = finished(mine)["test_accuracy"]
+            text = drawing.mean_std(values, 1) if len(values) else " and ".join(mine["outcome"].unique()) or "–"
+            look = {"color": "black" if len(values) else drawing.GREY, "va": "center", "fontsize": drawing.SMALL}
+            axes.text(1.03, place, text, transform=axes.get_yaxis_transform(), **look)
+        most = select(table, dataset=part["dataset"].iloc[0])["test_accuracy"].max()
+        axes.set(xlabel="test accuracy, %", ylabel="", xlim=(0, 1.05 * most), ylim=(len(arms) - 0.5, -0.5))
+        axes.set_yticks(range(len(arms)), [looks["label"][arm] for arm in arms])
+    return drawing.finish(grid, runs, looks, height=0.16 * len(arms), legend="none")
 
 
-def draw(tables: common.Tables, grid: dict) -> Figure:
-    runs = tables["runs"]
-    found, arms = common.panels(runs.dropna(subset="test_accuracy"), grid), common.arms_in(runs, grid)
-    made, stacks = common.blocks(found, [""], height=0.16 * len(arms) + 0.3)
-    for panel, (axes,) in zip(found, stacks, strict=True):
-        here = common.of(runs, panel)
-        for y, (arm, look) in enumerate(arms.items()):
-            row(axes, y, here[here["arm"] == arm], look)
-        axes.set_yticks(range(len(arms)), [look["label"] for look in arms.values()])
-        axes.set_xlabel("test accuracy, %")
-        common.chance(axes, panel, across=False)
-        axes.set_xlim(0, 1.05 * runs.loc[runs["dataset"] == panel[1], "test_accuracy"].max())
-    common.titles(made, [axes for (axes,) in stacks], found, tables, grid)
-    stacks[0][0].set_ylim(len(arms) - 0.5, -0.5)
-    return made
-
-
-def caption(tables: common.Tables, grid: dict) -> str:
-    runs = tables["runs"]
-    parts = []
-    for panel in common.panels(common.finished(runs), grid)[:3]:
-        here = common.finished(common.of(runs, panel))
-        values = {arm: here.loc[here["arm"] == arm, "test_accuracy"] for arm in common.references(here, grid)}
-        parts.append(f"{common.panel_name(panel, grid)}: {common.under(values, grid, 1)}")
-    return (
-        f"Test accuracy, in %. {'; '.join(parts)}. A point is a run; dotted: chance; –: not in "
-        f"the study; {common.standing(runs, grid, 'bars: mean ± 1 standard deviation over seeds')}."
-    )
+def caption(table: DataFrame, runs: DataFrame, looks: dict) -> str:
+    parts = [
+        f"{drawing.panel_name(here, looks)}: {drawing.under(here, 'test_accuracy', runs, looks, 1)}"
+        for _, here in finished(table).groupby(PANEL, sort=False)
+    ]
+    return f"Test accuracy, in %. {'; '.join(parts[:3])}. A point is a run; dotted: chance; –: not in the study"
 
 
 if __name__ == "__main__":
-    common.main(__doc__, draw, caption)
+    drawing.main(__doc__, SHOWN, data, draw, caption, drawing.BARS)

@@ -1,69 +1,54 @@
-"""Test accuracy against the effective rank of the gradient trajectory over all of training: a point per run, a panel
-per study and data set, with Spearman's correlation.
+"""7. Accuracy against effective rank.
+
+Test accuracy against the effective rank of the gradient trajectory over all of training: all arms of all studies, a
+point per run; a panel per study and data set, with Spearman's correlation.
 """
 
-import common
-import pandas as pd
-from gradient_rank import MEASURE, trajectory
-from matplotlib.axes import Axes
+import drawing
+import numpy as np
+from analysis import KEYS, PANEL, Tables, finished, last, select
 from matplotlib.figure import Figure
+from pandas import DataFrame
+
+SHOWN = "intervention or not intervention"
+MEASURE = "entropy_s2"
 
 
-def points(tables: common.Tables) -> pd.DataFrame:
+def data(tables: Tables) -> DataFrame:
     """A row per run: its accuracy, its final rank, its outcome."""
-    ends = common.last(trajectory(tables["ranks"], "cumulative"), MEASURE)
-    run = ["study", "dataset", "arm", "seed"]
-    return tables["runs"].merge(ends[[*run, MEASURE]], on=run)
+    whole = select(tables["ranks"], quantity="gradient_trajectory", layer="all", scope="cumulative")
+    return tables["runs"].merge(last(whole, MEASURE)[[*KEYS, MEASURE]], on=KEYS)
 
 
-def correlation(runs: pd.DataFrame) -> tuple[float, int]:
+def correlation(table: DataFrame) -> tuple[float, int]:
     """Spearman's over the finished runs, and how many they are."""
-    done = common.finished(runs)
+    done = finished(table)
     return done[MEASURE].corr(done["test_accuracy"], method="spearman"), len(done)
 
 
-def scatter(axes: Axes, runs: pd.DataFrame, grid: dict) -> None:
-    for arm, look in common.arms_in(runs, grid).items():
-        mine = runs[runs["arm"] == arm]
-        done, lost = common.finished(mine), mine[mine["outcome"] == "diverged"]
-        style = {"color": look["colour"], "marker": look["marker"], "markersize": 4, "linestyle": ""}
-        axes.plot(done[MEASURE], done["test_accuracy"], **style)
-        for x, y in zip(lost[MEASURE], lost["test_accuracy"], strict=True):
-            axes.add_line(common.cross(x, y, look["colour"]))
-    axes.autoscale_view()
-    rho, n = correlation(runs)
-    axes.set_xlabel("effective rank" + (f"\nρ = {rho:.2f}, {n} runs" if n > 2 else ""))
+def draw(table: DataFrame, runs: DataFrame, looks: dict) -> Figure:
+    table = drawing.stacks(table)
+    most = table[MEASURE].where(table["outcome"] == "finished").groupby([table[key] for key in PANEL]).transform("max")
+    table[MEASURE] = table[MEASURE].clip(upper=most.fillna(np.inf))  # diverged runs stay where the others are
+    grid = drawing.facets(table, share=["dataset"])
+    drawing.points(grid, table, MEASURE, "test_accuracy", looks)
+    drawing.chance(grid, table)
+    for axes, part in drawing.cells(grid, table):
+        rho, n = correlation(part)
+        axes.set_title(f"ρ = {rho:.2f}, {n} runs" if n > 2 else "")
+    grid.set(xlabel="effective rank", ylabel="test accuracy, %", xlim=(0, None), ylim=(0, None))
+    return drawing.finish(grid, runs, looks, height=1.65, legend="points")
 
 
-def draw(tables: common.Tables, grid: dict) -> Figure:
-    runs = points(tables)
-    found = common.panels(runs, grid)
-    if not found:
-        return common.nothing("gradient trajectories")
-    made, stacks = common.blocks(found, ["test accuracy, %"], height=1.7, share_y=lambda panel: panel[1])
-    for panel, (axes,) in zip(found, stacks, strict=True):
-        scatter(axes, common.of(runs, panel), grid)
-        common.chance(axes, panel)
-    for (axes,) in stacks:
-        axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
-    common.titles(made, [axes for (axes,) in stacks], found, tables, grid)
-    common.legend(made, common.arms_in(runs, grid).values(), joined=False)
-    return made
-
-
-def caption(tables: common.Tables, grid: dict) -> str:
-    runs = points(tables)
-    rhos = {panel: correlation(common.of(runs, panel)) for panel in common.panels(runs, grid)}
-    known = sorted((rho, common.panel_name(panel, grid)) for panel, (rho, n) in rhos.items() if n > 2)
-    ends = [f"{rho:.2f} ({name})" for rho, name in known]
-    range_ = f"from {ends[0]} to {ends[-1]}" if len(ends) > 1 else "".join(ends) or "too few runs"
+def caption(table: DataFrame, runs: DataFrame, looks: dict) -> str:
+    rhos = [(*correlation(part), drawing.panel_name(part, looks)) for _, part in table.groupby(PANEL)]
+    ends = [f"{rho:.2f} ({name}, n = {n})" for rho, n, name in sorted(rhos) if n > 2]
+    words = f"from {ends[0]} to {ends[-1]}" if len(ends) > 1 else "".join(ends) or "too few runs"
     return (
-        f"Test accuracy against the effective rank ({common.MEASURES[MEASURE]}) of all gradients kept from a run, "
-        f"whole net; a point is a run; dotted: chance. Spearman's ρ over the finished runs of all arms: {range_}; "
-        f"{common.standing(tables['runs'], grid, '')}."
+        f"Test accuracy against the effective rank ({drawing.MEASURES[MEASURE]}) of all gradients kept from a run, "
+        f"whole net; a point is a run; dotted: chance. Spearman's ρ over the finished runs of all arms: {words}"
     )
 
 
 if __name__ == "__main__":
-    common.main(__doc__, draw, caption)
+    drawing.main(__doc__, SHOWN, data, draw, caption, "")

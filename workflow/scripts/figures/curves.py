@@ -1,47 +1,45 @@
-"""Training curves: training loss (upper row) and validation accuracy (lower row) over epochs. All arms, a panel per
-study and data set.
+"""8. Training curves.
+
+Training loss (upper row) and validation accuracy (lower row) over epochs. All arms; a panel per study and data set.
 """
 
-import common
+import drawing
+from analysis import Tables, last, select
 from matplotlib.figure import Figure
+from pandas import DataFrame
 
-ROWS = [  # column, label, bottom of the axis
-    ("train_loss", "training loss, nats", None),
-    ("validation_accuracy", "validation\naccuracy, %", 0),
-]
-
-
-def draw(tables: common.Tables, grid: dict) -> Figure:
-    epochs = tables["epochs"]
-    found = common.panels(epochs, grid)
-    if not found:
-        return common.nothing("training curves")
-    made, stacks = common.blocks(found, [label for _, label, _ in ROWS], share_y=lambda panel: panel[1])
-    for row, (column, _, bottom) in enumerate(ROWS):
-        drawn = [(stack[row], common.of(epochs, panel)) for panel, stack in zip(found, stacks, strict=True)]
-        common.lines(drawn, "epoch", column, grid, bottom)
-    common.titles(made, [upper for upper, _ in stacks], found, tables, grid)
-    for panel, (_, lower) in zip(found, stacks, strict=True):
-        common.epochs(lower)
-        common.chance(lower, panel)
-    common.legend(made, common.arms_in(epochs, grid).values())
-    return made
+SHOWN = "not intervention"
+CURVES = {"train_loss": "training loss, nats", "validation_accuracy": "validation\naccuracy, %"}
 
 
-def caption(tables: common.Tables, grid: dict) -> str:
-    runs, epochs = tables["runs"], tables["epochs"]
-    found = common.panels(common.finished(epochs), grid)
-    if not found:
-        return f"Training curves: {common.standing(runs, grid)}."
-    here = common.finished(common.of(epochs, found[0]))
-    ends = common.last(here, "train_loss")
-    arms = common.references(common.of(runs, found[0]), grid)
-    values = common.under({arm: ends.loc[ends["arm"] == arm, "train_loss"] for arm in arms}, grid, 2)
+def data(tables: Tables) -> DataFrame:
+    """A row per epoch and curve: `curve` is the column that `value` is from."""
+    others = [column for column in tables["epochs"] if column not in CURVES]
+    return tables["epochs"].melt(others, [*CURVES], "curve")
+
+
+def draw(table: DataFrame, runs: DataFrame, looks: dict) -> Figure:
+    table = drawing.stacks(table, table["curve"].map([*CURVES].index))
+    grid = drawing.facets(table, share=["dataset", "curve"])
+    losses, accuracies = (select(table, curve=curve) for curve in CURVES)
+    drawing.lines(grid, losses, "epoch", "value", looks)
+    drawing.lines(grid, accuracies, "epoch", "value", looks, limit=lambda axes: axes.set_ylim(bottom=0))
+    drawing.chance(grid, accuracies)
+    drawing.epochs(grid)
+    for axes, part in drawing.cells(grid, table):
+        axes.set_ylabel(CURVES[part["curve"].iloc[0]])
+    for axes, _ in drawing.cells(grid, losses):
+        axes.tick_params(labelbottom=False)
+    return drawing.finish(grid, runs, looks, height=1.3)
+
+
+def caption(table: DataFrame, runs: DataFrame, looks: dict) -> str:
+    ends = last(select(drawing.first(table), curve="train_loss"), "value")
     return (
-        f"Training loss (top) and validation accuracy (bottom; dotted: chance). {common.panel_name(found[0], grid)}, "
-        f"after {here['epoch'].max()} epochs: training loss {values}; {common.standing(runs, grid)}."
+        f"Training loss (top) and validation accuracy (bottom; dotted: chance). {drawing.panel_name(ends, looks)}, "
+        f"after {ends['epoch'].max()} epochs: training loss {drawing.under(ends, 'value', runs, looks, 2)}"
     )
 
 
 if __name__ == "__main__":
-    common.main(__doc__, draw, caption)
+    drawing.main(__doc__, SHOWN, data, draw, caption)

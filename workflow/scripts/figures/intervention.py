@@ -1,90 +1,68 @@
-"""What rank costs: test accuracy of BP with its updates cut to the top r singular directions, and of FA plain and with
-its updates made full rank. A point per run, a bar at the mean; below each arm its learning rate.
+"""3. Intervention on the rank of updates.
+
+What rank costs: test accuracy with updates cut to their top r singular directions, unchanged, and made full rank. A
+strip per study and data set with a panel per rule; below each arm its learning rate.
 """
 
-import common
+import drawing
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
+from analysis import PANEL, Tables, finished, select
 from matplotlib.figure import Figure
+from pandas import DataFrame, Series
 
-UPDATES = ("top_r", "full", "full_rank")
-GAP = 0.8  # between BP and FA, in arms
-
-
-def order(runs: pd.DataFrame, grid: dict) -> pd.DataFrame:
-    """A row per arm: rule by rule as in the grid; in each the cut updates by rank, the plain, those made full rank."""
-    arms = runs.drop_duplicates("arm").copy()
-    arms["place"] = [list(grid["arms"]).index(arm) for arm in arms["arm"]]
-    arms["group"] = arms.groupby("rule")["place"].transform("min")
-    arms["kind"] = [UPDATES.index(update) for update in arms["update"]]
-    return arms.sort_values(["group", "kind", "rank", "norm", "place"]).reset_index(drop=True)
+SHOWN = "intervention"
+UPDATES = ["top_r", "full", "full_rank"]
 
 
-def update_name(arm: pd.Series) -> str:
+def data(tables: Tables) -> DataFrame:
+    """A row per run, with `place`: of its arm among those of its rule, by kind of update and by rank."""
+    runs = tables["runs"].assign(head="updates of " + tables["runs"]["rule"].str.upper())
+    kind = [runs["update"].map(UPDATES.index), runs["rank"], runs["norm"], runs["arm"]]
+    order = runs.groupby(kind, dropna=False).ngroup()
+    return runs.assign(place=order.groupby([runs[key] for key in [*PANEL, "head"]]).rank("dense") - 1)
+
+
+def update_name(arm: Series) -> str:
     if arm["update"] == "top_r":
         return f"top {arm['rank']:.0f}"
     return "unchanged" if arm["update"] == "full" else f"full rank ({arm['norm']})".replace("(frob", "(Frob")
 
 
-def column(axes: Axes, x: float, mine: pd.DataFrame, look: dict) -> None:
-    """The runs of one arm at x: points, the mean as a bar with its number."""
-    values = common.finished(mine)["test_accuracy"]
-    spread = x + 0.09 * (np.arange(len(values)) - (len(values) - 1) / 2)
-    axes.plot(spread, values, color=look["colour"], marker=look["marker"], markersize=4, linestyle="")
-    for value in mine.loc[mine["outcome"] == "diverged", "test_accuracy"]:
-        axes.add_line(common.cross(x, value, look["colour"]))
-    above = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "va": "bottom"}
-    if len(values):
-        axes.plot([x - 0.3, x + 0.3], [values.mean()] * 2, color=look["colour"], linewidth=1)
-        axes.annotate(common.mean_std(values, 1), (x, values.max()), **above)
-    else:
-        axes.annotate(" and ".join(mine["outcome"].unique()), (x, 0), color=common.WARNING, **above)
+def draw(table: DataFrame, runs: DataFrame, looks: dict) -> Figure:
+    table = drawing.strips(table, lambda panel: [*panel["head"].unique()])
+    table = table.assign(x=table["place"] + 0.3 * drawing.beside(table))
+    wide = table.groupby("across")["place"].max() + 1
+    grid = drawing.facets(table, share=["dataset"], gridspec_kws={"width_ratios": wide})
+    drawing.means(grid, table, "place", "test_accuracy", looks, "x")
+    drawing.points(grid, table, "x", "test_accuracy", looks)
+    drawing.chance(grid, table)
+    for axes, part in drawing.cells(grid, table):
+        top = select(table, dataset=part["dataset"].iloc[0])["test_accuracy"].max()
+        axes.set(xlim=(-0.5, wide[part["across"].iloc[0]] - 0.5), ylim=(0, 1.2 * top))
+        arms = part.drop_duplicates("place").sort_values("place")
+        names = [update_name(arm).replace(" (", "\n(") + f"\nlr {arm['lr']:g}" for _, arm in arms.iterrows()]
+        axes.set_xticks(arms["place"], names)
+        for place, mine in part.groupby("place"):
+            values = finished(mine)["test_accuracy"]
+            text = drawing.mean_std(values, 1) if len(values) else " and ".join(mine["outcome"].unique())
+            high = np.nanmax([0, values.max(), values.mean() + values.std()])
+            colour = "black" if len(values) else drawing.WARNING
+            axes.annotate(text, (place, high), xytext=(0, 5), textcoords="offset points", ha="center", color=colour)
+    grid.set(xlabel="", ylabel="test accuracy, %")
+    return drawing.finish(grid, runs, looks, height=1.6, legend="none")
 
 
-def panel_of(axes: Axes, runs: pd.DataFrame, grid: dict) -> None:
-    arms = order(runs, grid)
-    xs = arms.index + GAP * (arms["group"] != arms["group"].iloc[0])
-    for x, arm in zip(xs, arms["arm"], strict=True):
-        column(axes, x, runs[runs["arm"] == arm], grid["arms"][arm])
-    names = [update_name(arm).replace(" (", "\n(") + f"\nlr {arm['lr']:g}" for _, arm in arms.iterrows()]
-    axes.set_xticks(xs, names)
-    axes.tick_params(axis="x", length=0)
-    for _, place in xs.groupby(arms["group"]):
-        rule = grid["arms"][arms.loc[place.index[arms.loc[place.index, "update"].eq("full").argmax()], "arm"]]["label"]
-        below = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points", "ha": "center", "va": "top"}
-        axes.annotate(f"updates of {rule}", (place.mean(), 0), xytext=(0, -34), fontweight="bold", **below)
-
-
-def draw(tables: common.Tables, grid: dict) -> Figure:
-    runs = tables["runs"]
-    found = common.panels(runs.dropna(subset="test_accuracy"), grid)
-    made, stacks = common.blocks(found, ["test accuracy, %"], height=2.2, most=1, share_y=lambda panel: panel[1])
-    for panel, (axes,) in zip(found, stacks, strict=True):
-        panel_of(axes, common.of(runs, panel), grid)
-        common.chance(axes, panel)
-        axes.set_ylim(0, 1.15 * runs.loc[runs["dataset"] == panel[1], "test_accuracy"].max())
-    common.titles(made, [axes for (axes,) in stacks], found, tables, grid)
-    return made
-
-
-def caption(tables: common.Tables, grid: dict) -> str:
-    runs = tables["runs"]
-    found = common.panels(common.finished(runs), grid)
-    if not found:
-        return f"Interventions on the rank of updates: {common.standing(runs, grid)}."
-    here = common.of(runs, found[0])
-    values = common.finished(here).groupby("arm")["test_accuracy"].agg(lambda v: common.mean_std(v, 1))
+def caption(table: DataFrame, runs: DataFrame, looks: dict) -> str:
+    here = select(table, **drawing.first(table)[PANEL].iloc[0])
     parts = []
-    for _, group in order(here, grid).groupby("group"):
-        named = [f"{update_name(arm)} {values.get(arm['arm'], 'none')}" for _, arm in group.iterrows()]
-        parts.append(f"{group['rule'].iloc[0].upper()}: {', '.join(named)}")
+    for head, group in here.groupby("head", sort=False):
+        arms = [(update_name(arm.iloc[0]), finished(arm)["test_accuracy"]) for _, arm in group.groupby("place")]
+        parts.append(f"{head}: {', '.join(f'{name} {drawing.mean_std(values, 1)}' for name, values in arms)}")
     return (
-        f"Test accuracy against the rank of the updates, {common.panel_name(found[0], grid)}, %. "
-        f"{'; '.join(parts)}. A point is a run; bars: means; dotted: chance; "
-        f"{common.standing(runs, grid, '±: 1 standard deviation over seeds')}."
+        f"Test accuracy against the rank of the updates, {drawing.panel_name(here, looks)}, %; {'; '.join(parts)}. "
+        f"A point is a run; dotted: chance"
     )
 
 
 if __name__ == "__main__":
-    common.main(__doc__, draw, caption)
+    drawing.main(__doc__, SHOWN, data, draw, caption, drawing.BARS)
