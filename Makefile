@@ -4,7 +4,7 @@ BIN := .venv/bin
 CORES ?= all
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 
-.PHONY: setup demo quick paper test lint format bench readme lock
+.PHONY: setup demo quick paper test test-gpu lint format bench readme schema lock
 
 setup: .venv/installed
 
@@ -19,13 +19,13 @@ setup: .venv/installed
 demo: setup ## digits, all arms, 2 seeds: minutes, no download
 	$(SNAKEMAKE) --configfile presets/demo.yaml
 	$(SNAKEMAKE) --configfile presets/demo.yaml --report results/demo/report.html
-	@echo "Done: paper/demo/replication.pdf, results/demo/report.html, figures/demo/, results/demo/summary/"
+	@echo "Done: paper/demo/replication.pdf, results/demo/report.html, figures/demo/README.md, results/demo/README.md"
 
-quick: setup ## real CIFAR on two CPU cores, 3 seeds
+quick: setup ## real CIFAR on two CPU cores
 	$(SNAKEMAKE) --configfile presets/quick.yaml
 	$(SNAKEMAKE) --configfile presets/quick.yaml --report results/quick/report.html
 	$(BIN)/python workflow/scripts/readme.py
-	@echo "Done: paper/quick/replication.pdf, results/quick/report.html, figures/quick/, results/quick/summary/"
+	@echo "Done: paper/quick/replication.pdf, results/quick/report.html, figures/quick/README.md, results/quick/README.md"
 
 paper: setup ## the paper's grid, config.yaml: for GPUs
 	$(SNAKEMAKE)
@@ -33,11 +33,16 @@ paper: setup ## the paper's grid, config.yaml: for GPUs
 test: setup ## all tests, the workflow end to end among them
 	$(BIN)/python -m pytest
 
+test-gpu: setup ## the tests that run on a GPU; an error where there is none
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no GPU here: torch sees no CUDA device, and nothing was tested")'
+	$(BIN)/python -m pytest -m gpu
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
+	$(BIN)/python -m rankcollapse schema --check
 	$(BIN)/python workflow/scripts/readme.py --check
 
 format: setup
@@ -50,6 +55,9 @@ bench: setup ## cost of feedback alignment against backpropagation, and of the p
 
 readme: setup ## write the claims table into README.md
 	$(BIN)/python workflow/scripts/readme.py
+
+schema: setup ## write config.schema.json, by which editors check and complete the configs
+	$(BIN)/python -m rankcollapse schema
 
 lock: ## pin the newest versions that pyproject.toml allows (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \

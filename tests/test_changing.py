@@ -1,0 +1,176 @@
+"""README's "Changing it", followed to the letter: every addition made in the files that it names, and in no other."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from pypdf import PdfReader
+from test_workflow import ROOT, copy_project, snakemake
+
+pytestmark = pytest.mark.workflow
+
+ARM = '  fa+mine: {label: Mine, colour: "#123456", marker: d, line: "-", run: {rule: mine}}\n'
+RULE = '''
+
+@dataclass(frozen=True)
+class Mine(FeedbackAlignment):
+    """Feedback alignment whose B shrinks."""
+
+    def after_step(self, model: nn.Module, keep: float) -> None:
+        for layer in feedback_layers(model).values():
+            layer.feedback.mul_(0.999)
+
+
+RULES["mine"] = Mine()
+'''
+ARCHITECTURE = '''
+
+def tower(shape: tuple[int, int, int], classes: int, width: int, storeys: int, normalization: str) -> nn.Module:
+    """Layers of one width with group normalisation."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), width))
+    for i in range(storeys):
+        _add(net, f"storey{i}", nn.Linear(width, width), nn.GroupNorm(2, width), nn.ReLU())
+    net.add_module("head", nn.Linear(width, classes))
+    return net
+
+
+ARCHITECTURES["tower"] = tower
+'''
+DATA = """
+
+def _waves(data_dir: Path, download: bool) -> tuple[Arrays, Arrays]:
+    x = np.random.Generator(np.random.PCG64(1)).integers(0, 256, (360, 6, 6, 1), dtype=np.uint8)
+    y = np.arange(360) % 4
+    x[:, 0, 0, 0] = 60 * y
+    return (x[:300], y[:300]), (x[300:], y[300:])
+
+
+SETS["waves"] = DataSet("waves", "Waves", 4, (1, 6, 6), 300, 60, (0.5,), (0.3,), _waves)
+"""
+FIGURE = '''"""9. Losses at the end.
+
+A point per run.
+"""
+
+import drawing
+from analysis import finished
+
+
+def draw(tables, looks):
+    made = drawing.figure(2)
+    made.subplots().plot(finished(tables["runs"])["test_loss"], "o")
+    return made
+
+
+def caption(tables, looks):
+    return f"Test losses of {len(finished(tables['runs']))} runs."
+
+
+if __name__ == "__main__":
+    drawing.main(__doc__, draw, caption)
+'''
+CLAIM = """
+- id: mine-below-bp
+  statement: Mine is below BP on waves
+  source: ours
+  study: mine
+  dataset: waves
+  quantity: accuracy
+  left: fa+mine
+  relation: less
+  right: bp
+"""
+STUDY = {
+    "name": "mine",
+    "datasets": ["waves"],
+    "run": {"architecture": "tower", "width": 8, "storeys": 2},
+    "arms": {"bp": {"lr": 0.05}, "fa+mine": {"lr": 0.05}},
+    "cost": {"cpu": 10000, "cuda": 10000, "mem_mb": 1500, "disk_mb": 1},
+}
+
+
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {path}"
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def named(readme: str) -> dict[str, set[str]]:
+    """The files that each bullet of the section names."""
+    section = readme.split("## Changing it")[1].split("\n## ")[0]
+    bullets = re.findall(r"^- \*\*(?:An? )(.+?)\*\*:(.*?)(?=^- |\n\n)", section, re.M | re.S)
+    return {what: set(re.findall(r"`((?:[\w-]+/)*[\w-]+\.(?:py|yaml)|[\w/]+/)`", text)) for what, text in bullets}
+
+
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory) -> Path:
+    """A project with one of each added, its tiny grid run."""
+    folder = copy_project(tmp_path_factory.mktemp("changed"))
+    before, files = snapshot(folder), named((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert set(files) == {"arm", "learning rule", "architecture", "data set", "figure", "claim"}
+    append(folder / "rankcollapse/rules.py", RULE)
+    append(folder / "rankcollapse/models.py", ARCHITECTURE)
+    append(folder / "rankcollapse/datasets.py", DATA)
+    append(folder / "paper/claims.yaml", CLAIM)
+    (folder / "workflow/scripts/figures/losses.py").write_text(FIGURE, encoding="utf-8")
+    replace(folder / "rankcollapse/config.py", '"resnet18"] = Field', '"resnet18", "tower"] = Field')
+    replace(folder / "rankcollapse/config.py", '"frozen-bp"] = Field', '"frozen-bp", "mine"] = Field')
+    knob = '    storeys: int = Field(1, ge=1, description="layers of the tower")\n    stem_stride'
+    replace(folder / "rankcollapse/config.py", "    stem_stride", knob)
+    replace(folder / "config.yaml", "  # The interventions on", ARM + "  # The interventions on")
+    preset = yaml.safe_load((folder / "presets/demo.yaml").read_text(encoding="utf-8"))
+    small = yaml.safe_load((folder / "tests/tiny.yaml").read_text(encoding="utf-8"))
+    run = {**preset["run"], **small["run"], "validation_images": 40}
+    preset = {**preset, "run": run, "studies": [STUDY]}
+    (folder / "presets/demo.yaml").write_text(yaml.safe_dump(preset), encoding="utf-8")
+    touched = {str(path) for path, content in snapshot(folder).items() if before.get(path) != content}
+    allowed = set.union(*files.values())
+    assert {p if p in allowed else f"{Path(p).parent}/" for p in touched} == allowed, "README names other files"
+    result = snakemake(folder, "--cores", "2", "--configfile", "presets/demo.yaml")
+    assert result.returncode == 0, result.stderr[-5000:]
+    return folder
+
+
+def test_the_new_arm_rule_architecture_and_data_set_are_trained_and_in_every_table(changed):
+    runs = pd.read_csv(changed / "results/demo/tables/runs.csv")
+    mine = runs[runs["arm"] == "fa+mine"]
+    assert set(mine["rule"]) == {"mine"}
+    assert set(runs["dataset"]) == {"waves"}
+    assert set(runs["storeys"]) == {2}, "an architecture's knob is a column"
+    assert set(runs["outcome"]) == {"finished"}
+    accuracy = pd.read_csv(changed / "results/demo/summary/accuracy.csv")
+    assert set(accuracy["arm"]) == {"bp", "fa+mine"}
+    assert "| `storeys` | layers of the tower |" in (changed / "results/demo/README.md").read_text(encoding="utf-8")
+
+
+def test_the_new_arm_and_data_set_are_in_the_figures_with_label_and_chance(changed):
+    accuracy = (changed / "figures/demo/accuracy.svg").read_text(encoding="utf-8")
+    assert "#123456" in accuracy
+    assert "#123456" in (changed / "figures/demo/error_rank.svg").read_text(encoding="utf-8")
+    for caption in (changed / "figures/demo").glob("*.txt"):
+        assert "nan" not in caption.read_text(encoding="utf-8").split()
+    assert "Waves" in (changed / "figures/demo/accuracy.txt").read_text(encoding="utf-8")
+
+
+def test_the_new_figure_is_drawn_and_in_gallery_and_paper(changed):
+    gallery = (changed / "figures/demo/README.md").read_text(encoding="utf-8")
+    assert "9. Losses at the end" in gallery
+    assert "Test losses of 4 runs." in gallery
+    pages = PdfReader(changed / "paper/demo/replication.pdf").pages
+    assert "Test losses of 4 runs." in " ".join(" ".join(page.extract_text() for page in pages).split())
+
+
+def test_the_new_claim_has_a_verdict(changed):
+    claims = pd.read_csv(changed / "results/demo/summary/claims.csv").set_index("id")
+    assert claims.loc["mine-below-bp", "n"] == 2
+    assert claims.loc["mine-below-bp", "verdict"] in ("reproduced", "not reproduced", "inconclusive")
