@@ -34,7 +34,7 @@ def _train(args: argparse.Namespace) -> None:
 
         if args.threads:
             torch.set_num_threads(args.threads)
-        name = args.name or args.run or args.out
+        name = args.run or args.out
         result = train(config, args.out, data_dir=args.data_dir, device=device, about=about, name=name)
     ending = "" if result["outcome"] == "finished" else f", DIVERGED in epoch {result['epochs']}"
     print(
@@ -86,7 +86,6 @@ def parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--identity", help="stop if the run of the plan is not this one")
     train.add_argument("--out", required=True, metavar="DIR", help="run folder to write")
-    train.add_argument("--name", help="name in the progress lines; the run's or the folder's otherwise")
     train.add_argument("--data-dir", default="data", metavar="DIR", help="folder of the data sets (default data)")
     train.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where (default auto)")
     train.add_argument("--threads", type=_positive, help="CPU threads; torch's choice otherwise")

@@ -4,7 +4,6 @@ A default is what a run did before the knob was there, and never changes: a run'
 default. What a grid wants is said in its config.yaml.
 """
 
-import contextlib
 import difflib
 import json
 import re
@@ -12,22 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rankcollapse import datasets
 from rankcollapse.errors import InputError
 
-
-def _known_dataset(name: str) -> str:
-    if name not in datasets.SETS:
-        raise ValueError(f"it must be one of {', '.join(datasets.SETS)}")
-    return name
-
-
-Dataset = Annotated[str, AfterValidator(_known_dataset), WithJsonSchema({"enum": list(datasets.SETS)})]
-Seed = Annotated[
-    int, Field(ge=0, le=2**32 - 1, description="seed of weights, feedback, subset, order and augmentation")
-]
+Dataset = Literal[tuple(datasets.SETS)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1, description="seed of weights, feedback, subset, order, augmentation")]
 
 
 class Strict(BaseModel):
@@ -42,15 +32,9 @@ class Settings(Strict):
     # data
     dataset: Dataset = Field("digits", description="data set")
     train_images: int | None = Field(
-        None,
-        ge=1,
-        description="size of the seeded, stratified training subset, images; null for all that validation leaves",
+        None, ge=1, description="size of the stratified training subset, images; null: all"
     )
-    validation_images: int = Field(
-        200,
-        ge=10,
-        description="fixed validation split of the training set, images; the test set is read once, at the end",
-    )
+    validation_images: int = Field(200, ge=10, description="fixed validation split of the training set, images")
     flip: bool = Field(False, description="flip training images left to right at random")
     crop: int = Field(0, ge=0, le=8, description="zero padding before a random crop of training images, pixels")
     # model
@@ -64,20 +48,15 @@ class Settings(Strict):
     # learning rule and update
     rule: Literal["bp", "fa", "kp", "frozen", "frozen-fa", "frozen-bp"] = Field(
         "bp",
-        description="learning rule: backpropagation, feedback alignment, Kolen-Pollack, or hidden weights frozen as "
-        "initialised while the classifier alone learns, or norm parameters too, by FA's errors or exact ones",
+        description="learning rule: backpropagation, feedback alignment, Kolen-Pollack, or hidden weights frozen: the "
+        "classifier alone learns, or norm parameters too, by FA's errors or exact ones",
     )
     optimizer: Literal["sgd", "muon"] = Field("sgd", description="update: momentum SGD or Muon")
     lr: float = Field(0.03, gt=0, description="peak learning rate, decayed to 0 along a cosine")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum")
-    weight_decay: float = Field(
-        0.0,
-        ge=0,
-        description="decoupled weight decay of the forward weights, per step and unit of lr; it alone moves FA",
-    )
+    weight_decay: float = Field(0.0, ge=0, description="decoupled decay of forward weights, per step and unit of lr")
     update: Literal["full", "top_r", "full_rank"] = Field(
-        "full",
-        description="intervention on the momentum update: none, its top singular directions, or its polar factor",
+        "full", description="intervention on the update: none, its top singular directions, or its polar factor"
     )
     rank: int | None = Field(None, ge=1, description="singular directions that top_r keeps")
     norm: Literal["frobenius", "spectral"] | None = Field(None, description="norm of the update that full_rank keeps")
@@ -90,8 +69,7 @@ class Settings(Strict):
     epochs: int = Field(12, ge=1, description="passes over the training images")
     batch_size: int = Field(64, ge=2, description="images per step")
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32",
-        description="type of the products in training; bfloat16 by autocast, about twice as fast where there is it",
+        "float32", description="type of products in training, by autocast"
     )
     channels_last: bool = Field(True, description="memory layout of images and convolutions: products run faster in it")
     compile: bool = Field(False, description="train through torch.compile")
@@ -99,16 +77,10 @@ class Settings(Strict):
     gradient_every: int = Field(6, ge=0, description="steps between two rows of the gradient trajectory; 0 for none")
     gradient_stride: int = Field(25, ge=1, description="rows between two points of the rank curve over T")
     gradient_window: int = Field(100, ge=2, description="rows of the sliding window of the rank curve")
-    signals_every: int = Field(
-        1, ge=0, description="epochs between two probes of errors, activations, updates and alignment; 0 for none"
-    )
+    signals_every: int = Field(1, ge=0, description="epochs between two probes of the signals of a batch; 0 for none")
     probe_images: int = Field(64, ge=2, description="images of the fixed probe batch")
 
     seed: Seed = 0
-
-    def chosen(self) -> dict[str, Any]:
-        """The knobs that were set, by name."""
-        return self.model_dump(exclude_unset=True)
 
 
 class RunConfig(Settings):
@@ -162,15 +134,12 @@ def read(path: Path | str) -> dict:
     """The mapping in a YAML or JSON file. Raises InputError if it cannot be read as one."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-        with contextlib.suppress(json.JSONDecodeError):  # first, since YAML reads JSON's 1e-05 as text
-            return _mapping(json.loads(text), path)
-        values = yaml.safe_load(text)
+        try:
+            values = json.loads(text)  # first, since YAML reads JSON's 1e-05 as text
+        except json.JSONDecodeError:
+            values = yaml.safe_load(text)
     except (OSError, ValueError, AttributeError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
-    return _mapping(values, path)
-
-
-def _mapping(values: object, path: Path | str) -> dict:
     if not isinstance(values, dict):
         raise InputError(f"{path} holds {type(values).__name__}, not a mapping of keys to values")
     return values
@@ -185,9 +154,8 @@ def _sentence(model: type[Strict], error: dict) -> str:
     fields = _fields(model, loc)
     if error["type"] in ("extra_forbidden", "invalid_key"):
         near = difflib.get_close_matches(str(loc[-1]), fields, n=1)
-        return f"unknown key {key!r}; " + (
-            f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(fields)}"
-        )
+        hint = f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(fields)}"
+        return f"unknown key {key!r}; {hint}"
     message = error["msg"].removeprefix("Value error, ")
     if not loc:  # a check across keys: its message is whole
         return message

@@ -61,9 +61,8 @@ def load(config: RunConfig, folder: Path | str, device: torch.device | str = "cp
     """
     record = datasets.SETS[config.dataset]
     images, labels = map(torch.from_numpy, datasets.mapped(config.dataset, folder))
-    held_out = stratified(
-        labels[: record.train], config.validation_images, generator(0, f"validation of {config.dataset}")
-    )
+    fixed = generator(0, f"validation of {config.dataset}")
+    held_out = stratified(labels[: record.train], config.validation_images, fixed)
     rest = torch.ones(record.train, dtype=torch.bool)
     rest[held_out] = False
     chosen = rest.nonzero().flatten()
@@ -93,10 +92,8 @@ def stratified(labels: Tensor, count: int, generator: torch.Generator) -> Tensor
     return order[chosen.sort().values]
 
 
-def batches(
-    data: Data, config: RunConfig, generator: torch.Generator, skip: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of training batches, shuffled and augmented, but its first `skip` and the last incomplete one.
+def batches(data: Data, config: RunConfig, generator: torch.Generator, skip: int = 0) -> Iterator[tuple]:
+    """One epoch of batches, (pixels, labels), shuffled and augmented, but the first `skip` and the last incomplete one.
 
     All draws of the epoch are made at once on the CPU: the same on every device, and one transfer.
     """

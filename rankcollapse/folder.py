@@ -87,10 +87,10 @@ def _write(out: Path, config: RunConfig, state: "State", result: dict) -> None:
     packed = io.BytesIO()  # written by Python: torch.save to a full disk raises no OSError
     torch.save({"config": config.model_dump(), "model": state.model.state_dict(), "epoch": len(state.epochs)}, packed)
     files.write(out / "checkpoint.pt", lambda path: path.write_bytes(packed.getbuffer()))
-    files.write_text(out / "metrics.csv", _csv(state.epochs))
+    files.write_text(out / "metrics.csv", _csv(state.epochs[0], [row.values() for row in state.epochs]))
     spectra.save_spectra(out / "spectra.npz", state.probes.spectra)
     columns = [field.name for field in dataclasses.fields(probes.Alignment)]
-    files.write_text(out / "alignment.csv", _csv(map(dataclasses.asdict, state.probes.alignment), columns))
+    files.write_text(out / "alignment.csv", _csv(columns, map(dataclasses.astuple, state.probes.alignment)))
     files.write_json(out / "run.json", result)
 
 
@@ -103,9 +103,7 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> tup
         model.load_state_dict(content["model"])
     except (OSError, RuntimeError, LookupError, TypeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{path} is not a readable checkpoint ({reason}): delete its run folder to train it anew"
-        ) from error
+        raise InputError(f"{path} is not a readable checkpoint ({reason}): delete its folder to train anew") from error
     return model, config
 
 
@@ -129,10 +127,8 @@ def _claim(out: Path, config: RunConfig) -> dict | None:
     return None
 
 
-def _csv(rows: Iterable[dict], columns: list[str] | None = None) -> str:
-    rows = list(rows)
-    columns = columns or list(rows[0])
-    return "\n".join([",".join(columns), *(",".join(str(row[c]) for c in columns) for row in rows)]) + "\n"
+def _csv(columns: Iterable[str], rows: Iterable[Iterable]) -> str:
+    return "".join(",".join(map(str, row)) + "\n" for row in [columns, *rows])
 
 
 def _now() -> str:

@@ -26,9 +26,7 @@ class Arm(Strict):
 
     label: str = Field(min_length=1, description="its name in figures and tables")
     colour: str = Field(pattern=r"^#[0-9a-fA-F]{6}$", description="hex colour, the same in every figure")
-    marker: Literal["o", "s", "^", "v", "D", "P", "X", "<", ">", "h", "d", "p", "*", "8"] = Field(
-        description="matplotlib marker"
-    )
+    marker: Literal[tuple("osv^D<>PXhdp*8")] = Field(description="matplotlib marker, filled")
     line: Literal["-", "--", "-.", ":"] = Field(description="matplotlib line style")
     run: Settings = Field(Settings(), description="what this algorithm sets in a run")
 
@@ -50,8 +48,7 @@ class Study(Strict):
     datasets: list[Dataset] = Field(min_length=1, description="data sets the study runs over")
     run: Settings = Field(Settings(), description="what this study sets in a run")
     arms: dict[str, Settings] = Field(
-        min_length=1,
-        description="the study's arms, each with what it sets here beyond the arm itself, its learning rate above all",
+        min_length=1, description="its arms, with what each sets here beyond the arm itself"
     )
     cost: Cost
 
@@ -59,17 +56,11 @@ class Study(Strict):
 class Grid(Strict):
     """The whole config: config.yaml with the presets laid on it."""
 
-    preset: str = Field(
-        pattern=r"^[a-z0-9-]+$", description="names results/<preset>, figures/<preset> and paper/<preset>"
-    )
+    preset: str = Field(pattern=r"^[a-z0-9-]+$", description="name of the folders in results/, figures/ and paper/")
     title: str = Field("", description="what this preset is for, in a sentence; shown at the start and in the paper")
     seeds: list[Seed] = Field(min_length=1, description="the seeds that every study runs over")
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where to train; auto takes a GPU where there is one"
-    )
-    data_dir: str = Field(
-        "data", min_length=1, description="folder of cifar-10-batches-py and cifar-100-python; ~ is home"
-    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train; auto: a GPU if there is one")
+    data_dir: str = Field("data", min_length=1, description="folder of the official CIFAR folders; ~ is home")
     download: bool = Field(True, description="download a missing CIFAR set")
     threads: int = Field(1, ge=1, description="CPU threads of one training job")
     gpu_slots: int = Field(1, ge=1, description="training jobs that share one GPU")
@@ -105,17 +96,16 @@ class Run:
 
 def overlay(config: dict, over: dict) -> dict:
     """`config` with the keys of `over` laid on it, nested ones key by key, as `snakemake --configfile` does."""
-    both = {
-        k: overlay(config[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(config.get(k), dict)
-    }
-    return {**config, **over, **both}
+    nested = [key for key in over if isinstance(over[key], dict) and isinstance(config.get(key), dict)]
+    return {**config, **over, **{key: overlay(config[key], over[key]) for key in nested}}
 
 
 def grid(config: dict) -> Grid:
     """The grid of a config. Raises InputError, one sentence, for what it does not allow."""
     found = checked(Grid, config, "config")
-    for key, names in (("studies", [s.name for s in found.studies]), ("seeds", found.seeds),
-                       *((f"datasets of study {s.name!r}", s.datasets) for s in found.studies)):  # fmt: skip
+    lists = {"studies": [study.name for study in found.studies], "seeds": found.seeds}
+    lists |= {f"datasets of study {study.name!r}": study.datasets for study in found.studies}
+    for key, names in lists.items():
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise InputError(f"config: {key} holds {twice[0]!r} twice; it must hold each once")
@@ -129,13 +119,12 @@ def runs(grid: Grid) -> list[Run]:
 
 def _runs(grid: Grid, study: Study, arm: str) -> list[Run]:
     if arm not in grid.arms:
-        raise InputError(
-            f"config: study {study.name!r} has the unknown arm {arm!r}; the arms are {', '.join(grid.arms)}"
-        )
+        known = ", ".join(grid.arms)
+        raise InputError(f"config: study {study.name!r} has the unknown arm {arm!r}; the arms are {known}")
     # The more special wins: a run's defaults, the study, the arm, the arm within the study.
     values: dict = {}
     for settings in (grid.run, study.run, grid.arms[arm].run, study.arms[arm]):
-        values |= settings.chosen()
+        values |= settings.model_dump(exclude_unset=True)
     for key in ("dataset", "seed"):
         if key in values:
             raise InputError(f"config: study {study.name!r} sets {key!r} in a run; the grid does, by {key + 's'!r}")
@@ -181,19 +170,14 @@ def _sha256(text: str) -> str:
 
 def plan(grid: Grid) -> dict:
     """The grid resolved, for the jobs that run it: where to train, and every run with its identity and its knobs."""
-    shared = grid.model_dump(include={"preset", "title", "device", "data_dir", "download", "gpu_slots"})
-    planned = {
-        run.name: {**run.place, "identity": identity(run.config), "config": run.config.model_dump()}
-        for run in runs(grid)
-    }
+    shared = grid.model_dump(include={"preset", "title", "device", "gpu_slots"})
+    planned = {}
+    for run in runs(grid):
+        planned[run.name] = {**run.place, "identity": identity(run.config), "config": run.config.model_dump()}
     return {**shared, "runs": planned}
 
 
 def schema() -> str:
     """The JSON schema of a config, for editors: config.schema.json. A preset may leave any key to config.yaml."""
-    made = Grid.model_json_schema()
-    made.pop("required")
-    return (
-        json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **made}, indent=1, ensure_ascii=False)
-        + "\n"
-    )
+    made = {key: value for key, value in Grid.model_json_schema().items() if key != "required"}
+    return json.dumps(made, indent=1, ensure_ascii=False) + "\n"

@@ -17,16 +17,14 @@ from rankcollapse import datasets
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
-def _norm(normalization: str, features: int, dimensions: int) -> list[nn.Module]:
-    if normalization == "none":
-        return []
-    return [nn.BatchNorm2d(features) if dimensions == 2 else nn.BatchNorm1d(features)]
-
-
-def _add(net: nn.Sequential, name: str, layer: nn.Module, *after: nn.Module) -> None:
+def _add(net: nn.Sequential, name: str, layer: nn.Module, normalization: str, relu: bool = True) -> None:
+    """Append the layer, the norm of its outputs, and ReLU."""
     net.add_module(name, layer)
-    for module in after:
-        net.append(module)
+    if normalization == "batch":
+        conv = isinstance(layer, nn.Conv2d)
+        net.append(nn.BatchNorm2d(layer.out_channels) if conv else nn.BatchNorm1d(layer.out_features))
+    if relu:
+        net.append(nn.ReLU())
 
 
 def mlp(shape: tuple[int, int, int], classes: int, width: int, depth: int, normalization: str) -> nn.Module:
@@ -35,7 +33,7 @@ def mlp(shape: tuple[int, int, int], classes: int, width: int, depth: int, norma
     net = nn.Sequential(nn.Flatten())
     for i, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
         linear = nn.Linear(inputs, outputs, bias=normalization == "none")
-        _add(net, f"hidden{i}", linear, *_norm(normalization, outputs, 1), nn.ReLU())
+        _add(net, f"hidden{i}", linear, normalization)
     net.add_module("head", nn.Linear(width, classes))
     return net
 
@@ -47,7 +45,7 @@ def cnn4(shape: tuple[int, int, int], classes: int, width: int, normalization: s
     net = nn.Sequential()
     for i, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
         conv = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=normalization == "none")
-        _add(net, f"conv{i}", conv, *_norm(normalization, outputs, 2), nn.ReLU())
+        _add(net, f"conv{i}", conv, normalization)
         height, breadth = math.ceil(height / 2), math.ceil(breadth / 2)
     net.append(nn.Flatten())
     net.add_module("head", nn.Linear(sizes[-1] * height * breadth, classes))
@@ -63,11 +61,11 @@ class BasicBlock(nn.Module):
         self.residual, self.shortcut = nn.Sequential(), nn.Sequential()
         first = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=bias)
         second = nn.Conv2d(outputs, outputs, 3, 1, padding=1, bias=bias)
-        _add(self.residual, "conv1", first, *_norm(normalization, outputs, 2), nn.ReLU())
-        _add(self.residual, "conv2", second, *_norm(normalization, outputs, 2))
+        _add(self.residual, "conv1", first, normalization)
+        _add(self.residual, "conv2", second, normalization, relu=False)
         if stride != 1 or inputs != outputs:
             projection = nn.Conv2d(inputs, outputs, 1, stride, bias=bias)
-            _add(self.shortcut, "conv", projection, *_norm(normalization, outputs, 2))
+            _add(self.shortcut, "conv", projection, normalization, relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(self.residual(x) + self.shortcut(x))
@@ -77,12 +75,12 @@ def resnet18(shape: tuple[int, int, int], classes: int, width: int, stem_stride:
     """ResNet-18 (He et al. 2016) with the CIFAR stem: one 3x3 convolution of stride `stem_stride`, no max-pooling."""
     net = nn.Sequential()
     stem = nn.Conv2d(shape[0], width, 3, stem_stride, padding=1, bias=normalization == "none")
-    _add(net, "stem", stem, *_norm(normalization, width, 2), nn.ReLU())
+    _add(net, "stem", stem, normalization)
     inputs = width
     for stage, outputs in enumerate((width, 2 * width, 4 * width, 8 * width)):
         for block in range(2):
             stride = 2 if stage > 0 and block == 0 else 1
-            _add(net, f"block{2 * stage + block + 1}", BasicBlock(inputs, outputs, stride, normalization))
+            net.add_module(f"block{2 * stage + block + 1}", BasicBlock(inputs, outputs, stride, normalization))
             inputs = outputs
     net.append(nn.AdaptiveAvgPool2d(1))
     net.append(nn.Flatten())
@@ -120,13 +118,10 @@ def initialize(model: nn.Module, generator: torch.Generator) -> nn.Module:
 
 def skeleton(config) -> nn.Module:
     """The network of a RunConfig on the meta device: shapes without memory or randomness."""
-    record = datasets.SETS[config.dataset]
-    make = ARCHITECTURES[config.architecture]
-    options = {
-        key: getattr(config, key) for key in inspect.signature(make).parameters if key in type(config).model_fields
-    }
+    record, make = datasets.SETS[config.dataset], ARCHITECTURES[config.architecture]
+    knobs = [name for name in inspect.signature(make).parameters if name not in ("shape", "classes")]
     with torch.device("meta"):
-        return make(record.shape, record.classes, **options)
+        return make(record.shape, record.classes, **{knob: getattr(config, knob) for knob in knobs})
 
 
 def build(config, generator: torch.Generator) -> nn.Module:
@@ -137,8 +132,3 @@ def build(config, generator: torch.Generator) -> nn.Module:
 def matrices(model: nn.Module) -> dict[str, nn.Parameter]:
     """The forward weights by layer name, in the order of the model: those of Linear and Conv2d layers."""
     return {name: m.weight for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-
-
-def flat_shape(weight: Tensor) -> tuple[int, int]:
-    """Shape of a weight seen as a matrix: outputs x everything else."""
-    return weight.shape[0], math.prod(weight.shape[1:])

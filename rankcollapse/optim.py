@@ -68,28 +68,21 @@ class MomentumSGD(torch.optim.Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            updates = self._momentum(params, group["momentum"])
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            updates = [self.state[p]["momentum"] for p in params]
+            torch._foreach_mul_(updates, group["momentum"])
+            torch._foreach_add_(updates, [p.grad for p in params])
             if self.intervention is not None:
                 updates = [self._intervene(p, m) if p.dim() > 1 else m for p, m in zip(params, updates, strict=True)]
             if group["weight_decay"]:
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(params, updates, alpha=-group["lr"])
 
-    def _momentum(self, params: list[Tensor], momentum: float) -> list[Tensor]:
-        grads = [p.grad for p in params]
-        if not momentum:
-            return grads
-        for p in params:
-            if "momentum" not in self.state[p]:
-                self.state[p]["momentum"] = torch.zeros_like(p)
-        buffers = [self.state[p]["momentum"] for p in params]
-        torch._foreach_mul_(buffers, momentum)
-        torch._foreach_add_(buffers, grads)
-        return buffers
-
     def direction(self, weight: Tensor) -> Tensor:
         """What the last step subtracted from a weight, per unit of rate and decay aside, as a matrix [out, rest]."""
-        update = self.state[weight].get("momentum", weight.grad)
+        update = self.state[weight]["momentum"]
         return flatten(update if self.intervention is None else self._intervene(weight, update))
 
     def _intervene(self, weight: Tensor, update: Tensor) -> Tensor:
@@ -103,8 +96,7 @@ class FlatMuon(torch.optim.Muon):
 
     Muon (Jordan et al. 2024) orthogonalises the Nesterov momentum of each matrix by Newton-Schulz iterations. The
     shape factor is taken from the flattened matrix: `original` is √max(1, out / in), `match_rms_adamw` 0.2 √max(out,
-    in). Make it when the model is where it will train: a later `model.to(...)` may
-    leave the views behind.
+    in). Make it when the model is where it will train: a later `model.to(...)` may leave the views behind.
     """
 
     def __init__(self, weights, lr: float, momentum: float, weight_decay: float, ns_steps: int, shape_factor: str):
@@ -154,7 +146,7 @@ def intervention(model: nn.Module, config: RunConfig) -> Callable[[Tensor], Tens
     """The intervention of a RunConfig on matrices, or None. Raises InputError for a rank beyond a matrix."""
     if config.update == "top_r":
         for name, weight in models.matrices(model).items():
-            shape = models.flat_shape(weight)
+            shape = flatten(weight).shape
             if config.rank > min(shape):
                 raise InputError(
                     f"rank is {config.rank}, beyond the {shape[0]} x {shape[1]} matrix of layer {name!r} of "

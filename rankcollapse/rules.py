@@ -110,6 +110,9 @@ RULES: dict[str, Backpropagation] = {
 }
 
 
+exact_feedback = RULES["bp"].exact  # a context in which any converted model's gradients are backpropagation's
+
+
 def convert(
     model: nn.Module, rule: str = "fa", generator: torch.Generator | None = None, init: Init | None = None
 ) -> nn.Module:
@@ -129,13 +132,6 @@ def convert(
         raise ValueError(f"rule is {rule!r}; it must be one of {', '.join(RULES)}")
     RULES[rule].attach(model, generator, init)
     return model
-
-
-@contextmanager
-def exact_feedback(model: nn.Module) -> Iterator[None]:
-    """Within this context a converted model's gradients are those of backpropagation."""
-    with Backpropagation().exact(model):
-        yield
 
 
 def _drawn(weight: Tensor, generator: torch.Generator, init: Init | None) -> Tensor:

@@ -31,7 +31,8 @@ def tower(shape: tuple[int, int, int], classes: int, width: int, storeys: int, n
     """Layers of one width with group normalisation."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), width))
     for i in range(storeys):
-        _add(net, f"storey{i}", nn.Linear(width, width), nn.GroupNorm(2, width), nn.ReLU())
+        _add(net, f"storey{i}", nn.Linear(width, width), normalization)
+        net.append(nn.GroupNorm(2, width))
     net.add_module("head", nn.Linear(width, classes))
     return net
 

@@ -61,13 +61,13 @@ def error(capsys):
 
 
 def test_train_writes_the_run_folder_and_ends_with_a_line_of_results(training, config_file, tmp_path, capsys):
-    assert main(training(config_file, "--out", tmp_path / "run", "--name", "small run", "--threads", 1)) == 0
+    assert main(training(config_file, "--out", tmp_path / "small run", "--threads", 1)) == 0
     out, err = capsys.readouterr()
-    done = result(tmp_path / "run")
+    done = result(tmp_path / "small run")
     assert (done["outcome"], done["threads"]) == ("finished", 1)
     assert done["device"].startswith("CPU")
     assert out == ""
-    assert err.splitlines()[-1].startswith(f"small run: test {100 * done['test_accuracy']:.1f} %, ")
+    assert err.splitlines()[-1].startswith(f"{tmp_path}/small run: test {100 * done['test_accuracy']:.1f} %, ")
     assert "\r" not in err
 
 
@@ -82,7 +82,7 @@ def test_files_are_utf_8_whatever_the_locale_and_a_config_comes_from_standard_in
     text = "# größe\n" + yaml.safe_dump({**RUN, "width": 5, "rule": "fa"})
     out = tmp_path / "lauf-ü"
     for _ in range(2):  # then its own files are read
-        done = call(training("-", "--out", out, "--name", "größe"), input=text, env=env)
+        done = call(training("-", "--out", out), input=text, env=env)
         assert done.returncode == 0, done.stderr
     assert run_config(read(out / "config.json")).width == 5
     assert result(out)["outcome"] == "finished"

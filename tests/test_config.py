@@ -442,8 +442,8 @@ def test_a_plan_read_back_gives_each_run_its_identity(over):
         assert run_config(there["config"]) == run.config
         assert there["identity"] == grid.identity(run_config(there["config"])) == grid.identity(run.config)
         assert {key: there[key] for key in run.place} == run.place
-    assert {key: plan[key] for key in ("preset", "device", "data_dir", "download", "gpu_slots")} == {
-        key: getattr(found, key) for key in ("preset", "device", "data_dir", "download", "gpu_slots")
+    assert {key: plan[key] for key in ("preset", "device", "gpu_slots")} == {
+        key: getattr(found, key) for key in ("preset", "device", "gpu_slots")
     }
 
 
