@@ -9,9 +9,7 @@ configfile: "config.yaml"
 
 include: "workflow/common.smk"
 include: "workflow/rules/train.smk"
-include: "workflow/rules/tables.smk"
-include: "workflow/rules/figures.smk"
-include: "workflow/rules/paper.smk"
+include: "workflow/rules/results.smk"
 
 
 report: "workflow/report/workflow.rst"
@@ -27,6 +25,5 @@ rule all:
         finished_runs,
         rules.collect.output,
         rules.summarise.output,
-        rules.claims.output,
         rules.pages.output,
         rules.paper.output,

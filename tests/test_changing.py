@@ -58,19 +58,26 @@ A point per run.
 import drawing
 from analysis import finished
 
-
-def draw(tables, looks):
-    made = drawing.figure(2)
-    made.subplots().plot(finished(tables["runs"])["test_loss"], "o")
-    return made
+SHOWN = "not intervention"
 
 
-def caption(tables, looks):
-    return f"Test losses of {len(finished(tables['runs']))} runs."
+def data(tables):
+    return tables["runs"]
+
+
+def draw(table, looks):
+    grid = drawing.facets(table, height=2)
+    drawing.points(grid, "test_accuracy", "test_loss", looks)
+    drawing.legend(grid, looks, linewidth=0)
+    return grid.set_axis_labels("test accuracy, %", "test loss, nats")
+
+
+def caption(table):
+    return f"Test losses of {len(finished(table))} runs."
 
 
 if __name__ == "__main__":
-    drawing.main(__doc__, draw, caption)
+    drawing.main(__doc__, SHOWN, data, draw, caption, spread="")
 '''
 CLAIM = """
 - id: mine-below-bp

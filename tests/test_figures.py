@@ -198,7 +198,7 @@ def check_points(figure: str, made, tables: dict[str, pd.DataFrame]) -> None:
     assert found.keys() == {colour(arm) for arm in arms}
     for arm in arms:
         mine, xy = runs[runs["arm"] == arm], found[colour(arm)]
-        np.testing.assert_allclose(xy[:, 0 if figure == "accuracy" else 1], mine["percent"], err_msg=arm)
+        np.testing.assert_allclose(xy[:, 1 if figure == "accuracy_vs_rank" else 0], mine["percent"], err_msg=arm)
         if figure == "accuracy_vs_rank":
             np.testing.assert_allclose(xy[:, 0], mine["entropy_s2"], err_msg=arm)
     if figure != "accuracy_vs_rank":
@@ -209,7 +209,7 @@ def check_points(figure: str, made, tables: dict[str, pd.DataFrame]) -> None:
             if line.get_marker() in "_|"
         }
         for arm in arms:
-            values = np.array(marks[colour(arm)].get_xydata())[:, 0 if figure == "accuracy" else 1]
+            values = np.array(marks[colour(arm)].get_xydata())[:, 0]
             np.testing.assert_allclose(values[np.isfinite(values)], runs.loc[runs["arm"] == arm, "percent"].mean())
 
 
@@ -293,7 +293,7 @@ def test_a_diverged_run_is_a_cross_and_no_point(figure, draw):
 def test_diverged_and_missing_runs_are_counted_in_the_caption(figure, draw):
     _, caption = draw(figure, tables_of({("fa", 0): "diverged", ("fa", 1): "missing"}))
     studies = 2 if figure == "accuracy_vs_rank" else 1
-    assert f"besides {studies} diverged and {studies} missing" in caption
+    assert f"; {studies} diverged (FA); {studies} missing (FA)" in caption
 
 
 @pytest.mark.parametrize("figure", SCRIPTS)
@@ -301,7 +301,7 @@ def test_a_single_seed_has_no_spread(figure, draw):
     _, caption = draw(figure, tables_of(seeds=1))
     assert "standard deviation" not in caption
     assert "±" not in caption
-    assert "n = 1 finished run an arm" in caption
+    assert "n = 1 an arm" in caption
 
 
 @pytest.mark.parametrize("outcome", ["diverged", "missing"])
@@ -309,7 +309,7 @@ def test_a_single_seed_has_no_spread(figure, draw):
 def test_a_grid_without_a_finished_run_is_said_to_be_one(figure, outcome, draw):
     lost = {(arm, seed): outcome for arms in STUDIES.values() for arm in arms for seed in range(3)}
     made, caption = draw(figure, tables_of(lost))
-    assert re.search(r": (none of \d+ runs finished|no such run in this grid)\.$", caption)
+    assert re.search(r": no finished run among \d+ of this kind\.$", caption)
     assert "no finished run" in made.texts[0].get_text()
 
 

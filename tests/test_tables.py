@@ -20,7 +20,9 @@ import pytest
 import yaml
 from scipy import stats
 
-from rankcollapse.config import InputError, RunConfig, Settings
+from rankcollapse.config import InputError, RunConfig, Settings, read
+from rankcollapse.grid import grid as grid_of
+from rankcollapse.grid import overlay, plan
 from rankcollapse.spectra import Spectrum, save_spectra
 
 ROOT = Path(__file__).parents[1]
@@ -32,21 +34,20 @@ import analysis  # noqa: E402
 import claims  # noqa: E402
 import collect  # noqa: E402
 import pages  # noqa: E402
-import provenance  # noqa: E402
 import readme  # noqa: E402
 import summarise  # noqa: E402
 
 KEYS = {"study": "cnn4", "dataset": "cifar10", "architecture": "cnn4"}
 
 
-def script(name: str, *words: object, **env: str) -> subprocess.CompletedProcess:
+def script(name: str, *words: object, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
     command = [sys.executable, SCRIPTS / f"{name}.py", *map(str, words)]
     env = {**os.environ, "PYTHONPATH": str(ROOT), **env}
-    return subprocess.run(command, capture_output=True, encoding="utf-8", env=env, cwd=ROOT)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", env=env, cwd=cwd)
 
 
-def run_script(name: str, *words: object, **env: str) -> None:
-    done = script(name, *words, **env)
+def run_script(name: str, *words: object, **how: object) -> None:
+    done = script(name, *words, **how)
     assert done.returncode == 0, done.stderr
 
 
@@ -86,6 +87,10 @@ def spectra(outcomes: list[str], values: list[list[float]]) -> pd.DataFrame:
     )  # fmt: skip
 
 
+def ends(ranks: pd.DataFrame) -> pd.DataFrame:
+    return summarise.ends(ranks, analysis.SPECTRUM, analysis.MEASURES)
+
+
 def test_accuracy_is_that_of_the_finished_runs_and_counts_the_others():
     table = summarise.accuracy(runs(fa=[40, 50, float("nan"), 10]), []).iloc[0]
     assert (table["n"], table["planned"], table["diverged"], table["missing"]) == (2, 4, 1, 1)
@@ -99,15 +104,15 @@ def test_an_arm_that_always_diverges_has_no_mean_and_is_in_every_table():
     for table, mean in (
         (summarise.accuracy(made, []), "test_percent_mean"),
         (summarise.cost(made.assign(device="CPU")), "seconds_mean"),
-        (summarise.ranks(spectra(["diverged"] * 2, [[1], [2]])), "entropy_s_mean"),
-        (summarise.alignment(cosines), "value_mean"),
+        (ends(spectra(["diverged"] * 2, [[1], [2]])), "entropy_s_mean"),
+        (summarise.ends(cosines, ["quantity", "layer"], ["value"]), "value_mean"),
     ):
         assert table["n"].tolist() == [0]
         assert np.isnan(table.loc[0, mean])
 
 
 def test_ranks_are_those_of_the_last_step_of_each_finished_run():
-    table = summarise.ranks(spectra(["finished", "diverged", "finished"], [[1, 2], [9], [3, 6]])).iloc[0]
+    table = ends(spectra(["finished", "diverged", "finished"], [[1, 2], [9], [3, 6]])).iloc[0]
     assert (table["n"], table["entropy_s_mean"]) == (2, 4.0)
 
 
@@ -125,7 +130,6 @@ def test_the_papers_numbers_stand_beside_ours_only_where_it_gives_one():
 CLAIM = {"id": "x", "statement": "x", "source": "ours", "study": "cnn4", "dataset": "cifar10", "quantity": "accuracy",
          "left": "fa", "relation": "less", "right": "bp"}  # fmt: skip
 RANK = {"table": "ranks", "quantity": "error", "layer": "conv4", "scope": "batch", "measure": "entropy_s"}
-NAMES = {"studies": ["cnn4", "mlp"], "arms": ["fa", "bp"], "datasets": ["cifar10", "cifar100"]}
 
 
 def settle(table: pd.DataFrame, **changes) -> dict:
@@ -185,11 +189,14 @@ def test_the_projects_own_claims_are_well_formed_and_named_once():
         ({"left": None}, ["left is None"]),
         ({"relation": "below"}, ["relation is 'below'", "'less' or 'greater'"]),
         ({"paper": "12"}, ["paper"]),
-        ({"quantity": "acuracy"}, ["quantity is 'acuracy'", "accuracy, or the table"]),
-        ({"quantity": {**RANK, "layr": "conv4"}}, ["unknown key 'quantity.layr'", "did you mean 'layer'"]),
-        ({"quantity": {"table": "ranks", "quantity": "error"}}, ["it must have quantity, layer, scope, measure"]),
-        ({"quantity": {**RANK, "table": "alignment"}}, ["it must have quantity, layer"]),
-        ({"quantity": {**RANK, "table": "rank"}}, ["quantity.table is 'rank'"]),
+        ({"layer": "conv4"}, ["unknown key 'layer'"]),
+        ({"quantity": "acuracy"}, ["quantity is 'acuracy'", "it must be accuracy, or table: ranks"]),
+        ({"quantity": {**RANK, "layr": "conv4"}}, ["quantity is {", "'layr'", "quantity, layer, scope and measure"]),
+        ({"quantity": {**RANK, "layer": 4}}, ["layer is 4"]),
+        ({"quantity": {**RANK, "measure": "entropy"}}, ["'entropy'", "measure (entropy_s, entropy_s2,"]),
+        ({"quantity": {"table": "ranks", "quantity": "error"}}, ["table: ranks, quantity, layer, scope and measure"]),
+        ({"quantity": {**RANK, "table": "alignment"}}, ["table: alignment, quantity and layer"]),
+        ({"quantity": {**RANK, "table": "rank"}}, ["'table': 'rank'", "table: ranks, quantity"]),
     ],
 )
 def test_a_claim_that_is_not_well_formed_is_refused_in_one_sentence(tmp_path, change, words):
@@ -213,10 +220,9 @@ def test_a_file_that_is_no_list_of_claims_is_refused(tmp_path, text):
     ("change", "words"),
     [
         ({"study": "cnn"}, ["study 'cnn'", "did you mean 'cnn4'?"]),
-        ({"dataset": "svhn"}, ["data set 'svhn'", "known: cifar10, cifar100"]),
+        ({"dataset": "svhn"}, ["dataset 'svhn'", "known: cifar10, cifar100, digits"]),
         ({"left": "fb"}, ["arm 'fb'"]),
         ({"right": "bpp"}, ["arm 'bpp'", "did you mean 'bp'?"]),
-        ({"quantity": {**RANK, "measure": "entropy"}}, ["measure 'entropy'", "did you mean 'entropy_s'?"]),
         ({"quantity": {**RANK, "quantity": "errors"}}, ["quantity 'errors'", "did you mean 'error'?"]),
         ({"quantity": {**RANK, "layer": "conv5"}}, ["layer 'conv5'", "cnn4, cifar10, fa", "did you mean 'conv4'?"]),
         ({"quantity": {**RANK, "scope": "step"}}, ["scope 'step'", "known: batch"]),
@@ -225,7 +231,7 @@ def test_a_file_that_is_no_list_of_claims_is_refused(tmp_path, text):
 def test_a_claim_on_what_is_not_there_is_refused_in_one_sentence(change, words):
     tables = {"runs": runs(fa=[40]), "ranks": spectra(["finished"], [[1, 2]])}
     with pytest.raises(InputError) as error:
-        claims.check(claims.Claim(**{**CLAIM, **change}), NAMES, tables)
+        claims.settle(claims.Claim(**{**CLAIM, **change}), tables)
     one_line(error.value, "claim 'x'", *words)
 
 
@@ -233,7 +239,6 @@ def test_a_claim_on_what_is_not_there_is_refused_in_one_sentence(change, words):
 def test_a_claim_on_what_this_preset_leaves_out_is_not_tested(change):
     tables = {"runs": runs(fa=[40]), "ranks": spectra(["finished"], [[1, 2]])}
     claim = claims.Claim(**{**CLAIM, "quantity": RANK, **change})
-    claims.check(claim, NAMES, tables)
     assert claims.settle(claim, tables)["verdict"] == "not tested"
 
 
@@ -287,7 +292,7 @@ def grid(tmp_path):
 
 
 def collected(grid: Path, **env: str) -> dict[str, pd.DataFrame]:
-    run_script("collect", "--plan", grid / "plan.json", "--runs", grid / "runs", "--out", grid / "tables", **env)
+    run_script("collect", grid, **env)
     return analysis.load(grid / "tables")
 
 
@@ -324,7 +329,8 @@ def test_equal_runs_give_equal_files(grid):
 
 
 def test_without_any_run_there_is_nothing_to_tabulate(grid):
-    done = script("collect", "--plan", grid / "plan.json", "--runs", grid / "none", "--out", grid / "tables")
+    shutil.rmtree(grid / "runs")
+    done = script("collect", grid)
     assert done.returncode == 1
     one_line(done.stderr, "nothing to tabulate")
     assert not (grid / "tables").exists()
@@ -376,40 +382,40 @@ def test_an_epoch_that_is_cut_off_with_its_whole_line_is_noticed(tmp_path):
 C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
+PAGE_NAMES = {"title": "Größe", "figures": ["b", "a"], "titles": {"b": "1. First", "a": "2. Second"}, "studies": {},
+              "labels": {"fa": "FA"}, "datasets": {}}  # fmt: skip
+
+
 def test_every_page_and_table_is_written_in_utf_8_whatever_the_locale(grid):
-    label = {"arm": {"fa": "Rückkopplung"}}
     tables = collected(grid, **C_LOCALE)
     assert "Prüfgerät, 2 Kerne" in set(tables["runs"]["device"])
-    summary = grid / "summary"
-    published = ROOT / "paper" / "published.yaml"
-    run_script("summarise", "--tables", grid / "tables", "--published", published, "--out", summary, **C_LOCALE)
+    shutil.copytree(ROOT / "paper", grid / "paper")
     claim = [{**CLAIM, "statement": "Größer", "dataset": "digits"}]
-    (grid / "claims.yaml").write_text(yaml.safe_dump(claim, allow_unicode=True), encoding="utf-8")
-    names = json.dumps({**NAMES, "datasets": ["digits"]})
-    run_script("claims", "--claims", grid / "claims.yaml", "--tables", grid / "tables", "--names", names,
-               "--out", summary / "claims.csv", **C_LOCALE)  # fmt: skip
-    about = json.dumps({"preset": "p", "title": "Größe"})
-    run_script("provenance", "--tables", grid / "tables", "--plan", grid / "plan.json", "--about", about,
-               "--out", grid / "provenance.json", **C_LOCALE)  # fmt: skip
+    (grid / "paper" / "claims.yaml").write_text(yaml.safe_dump(claim, allow_unicode=True), encoding="utf-8")
+    run_script("summarise", grid, grid / "paper", **C_LOCALE)
+    assert json.loads((grid / "provenance.json").read_text(encoding="utf-8"))["title"] == "Größe"
+    (grid / "results").mkdir()
+    (grid / "results" / "quick").symlink_to(grid)
     page = grid / "README.md"
     page.write_text(f"vorher ü\n{readme.BEGIN}\n{readme.END}\n", encoding="utf-8")
-    run_script("readme", "--readme", page, "--results", grid, **C_LOCALE)
+    run_script("readme", cwd=grid, **C_LOCALE)
     text = page.read_text(encoding="utf-8")
     assert "vorher ü" in text
     assert "| Größer (ours) |" in text
     assert "Prüfgerät" in text
-    html = grid / "cost.html"
-    run_script("pages", "summary", summary / "cost.csv", "--title", "Kosten", "--labels", json.dumps(label),
-               "--out", html, **C_LOCALE)  # fmt: skip
-    assert "<td>Rückkopplung</td>" in html.read_text(encoding="utf-8")
-    run_script("pages", "tables", grid, "--title", "p", "--out", page, **C_LOCALE)
-    assert "`entropy_s_mean` | effective rank exp H(p), p = s / Σs; mean over n seeds" in page.read_text(
-        encoding="utf-8"
-    )
+    names = {**PAGE_NAMES, "figures": ["a"], "labels": {"fa": "Rückkopplung"}}
+    (grid / "figures").mkdir()
+    (grid / "figures" / "a.txt").write_text("Größe, ±.", encoding="utf-8")
+    run_script("pages", grid, grid / "figures", json.dumps(names), **C_LOCALE)
+    assert "<td>Rückkopplung</td>" in (grid / "pages" / "cost.html").read_text(encoding="utf-8")
+    assert "Größe, ±." in (grid / "figures" / "README.md").read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    assert "# Tables: Größe" in text
+    assert "`entropy_s_mean` | effective rank exp H(p), p = s / Σs; mean over n seeds" in text
 
 
 def test_every_column_of_the_committed_tables_has_a_meaning():
-    page = pages.tables(QUICK, "quick", {})
+    page = pages.tables(QUICK, PAGE_NAMES)
     for path in [*(QUICK / "tables").iterdir(), *(QUICK / "summary").glob("*.csv")]:
         assert f"]({path.relative_to(QUICK).as_posix()})" in page
     assert f"{len(rows_of(QUICK / 'tables' / 'runs.csv'))} rows." in page
@@ -423,7 +429,7 @@ def test_a_column_without_a_meaning_is_an_error():
 def test_the_page_of_the_figures_has_each_with_its_caption_in_order(tmp_path):
     for figure in ("b", "a"):
         (tmp_path / f"{figure}.txt").write_text(f"Caption of {figure}, ±.\n", encoding="utf-8")
-    page = pages.figures(tmp_path, "quick", {"b": "1. First", "a": "2. Second"})
+    page = pages.figures(tmp_path, PAGE_NAMES)
     places = [page.index(t) for t in ("(b.svg)", "Caption of b, ±.", "## 2. Second", "(a.svg)", "Caption of a, ±.")]
     assert places == sorted(places)
 
@@ -431,7 +437,7 @@ def test_the_page_of_the_figures_has_each_with_its_caption_in_order(tmp_path):
 def test_a_summary_as_html_has_labels_and_readable_numbers(tmp_path):
     table = pd.DataFrame([{"arm": "fa", "n": 3, "seconds_mean": 12345.678, "seconds_std": 0.01234, "device": "<GPU>"}])
     table.to_csv(tmp_path / "cost.csv", index=False)
-    page = pages.summary(tmp_path / "cost.csv", "cost", {"arm": {"fa": "FA"}})
+    page = pages.summary(tmp_path / "cost.csv", PAGE_NAMES)
     cells = re.findall("<td>(.*?)</td>", page)
     assert cells[:2] == ["FA", "3"]
     assert "12350 ± 0.01234" in cells
@@ -440,49 +446,50 @@ def test_a_summary_as_html_has_labels_and_readable_numbers(tmp_path):
 
 def test_provenance_tells_the_planned_configs_apart_and_not_their_order(grid):
     runs, plan = collected(grid)["runs"], json.loads((grid / "plan.json").read_text(encoding="utf-8"))
-    made = provenance.provenance(runs, plan, {"preset": "p"})
+    made = summarise.provenance(runs, plan)
+    assert (made["preset"], made["title"]) == ("p", "Größe")
     assert made["runs"] == {"planned": 5, "finished": 2, "diverged": 1, "missing": 2}
     assert (made["device"], made["code"], made["run_seconds"]) == ("Prüfgerät, 2 Kerne", "c", 9)
     turned = {**plan, "runs": dict(reversed(plan["runs"].items()))}
-    assert provenance.provenance(runs, turned, {})["config_sha256"] == made["config_sha256"]
+    assert summarise.provenance(runs, turned)["config_sha256"] == made["config_sha256"]
     turned["runs"]["cnn4/digits/nan/seed0"]["config"]["lr"] = 0.3
-    assert provenance.provenance(runs, turned, {})["config_sha256"] != made["config_sha256"]
+    assert summarise.provenance(runs, turned)["config_sha256"] != made["config_sha256"]
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="no git")
 def test_the_commit_is_marked_dirty_by_code_and_not_by_results(tmp_path):
-    assert provenance.commit(tmp_path) is None
+    assert summarise.commit(tmp_path) is None
     for path in ("code.py", "README.md", "results/quick/a.csv", "paper/quick/a.pdf", "paper/paper.typ"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("1", encoding="utf-8")
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "one"]):
         subprocess.run([*git, *words], cwd=tmp_path, check=True)
-    head = provenance.commit(tmp_path)
+    head = summarise.commit(tmp_path)
     assert re.fullmatch("[0-9a-f]{40}", head)
     for path in ("README.md", "results/quick/a.csv", "paper/quick/a.pdf", "new.py"):
         (tmp_path / path).write_text("2", encoding="utf-8")
-    assert provenance.commit(tmp_path) == head
+    assert summarise.commit(tmp_path) == head
     (tmp_path / "paper" / "paper.typ").write_text("2", encoding="utf-8")
-    assert provenance.commit(tmp_path) == f"{head}-dirty"
+    assert summarise.commit(tmp_path) == f"{head}-dirty"
 
 
 def test_the_readme_block_follows_the_claims_and_check_notices_a_change(tmp_path):
     table = pd.DataFrame([settle(runs(fa=[40, 41, 42], bp=[60, 62, 61])), settle(runs(fa=[], bp=[60]))])
-    (tmp_path / "summary").mkdir()
-    table.to_csv(tmp_path / "summary" / "claims.csv", index=False)
-    (tmp_path / "provenance.json").write_text('{"device": "CPU", "finished": "2026-01-02T03:04:05Z"}', encoding="utf-8")
+    quick = tmp_path / "results" / "quick"
+    (quick / "summary").mkdir(parents=True)
+    table.to_csv(quick / "summary" / "claims.csv", index=False)
+    (quick / "provenance.json").write_text('{"device": "CPU", "finished": "2026-01-02T03:04:05Z"}', encoding="utf-8")
     page = tmp_path / "README.md"
     page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n", encoding="utf-8")
-    call = ["readme", "--readme", page, "--results", tmp_path]
-    assert script(*call, "--check").returncode == 1
-    run_script(*call)
+    assert script("readme", "--check", cwd=tmp_path).returncode == 1
+    run_script("readme", cwd=tmp_path)
     text = page.read_text(encoding="utf-8")
     assert "1 statements, tested" in text
     assert "1 reproduced, 0 not reproduced, 0 inconclusive" in text
     assert text.startswith("before")
     assert text.endswith("after\n")
-    assert script(*call, "--check").returncode == 0
+    assert script("readme", "--check", cwd=tmp_path).returncode == 0
 
 
 def test_a_figure_that_the_text_does_not_name_is_in_the_paper(committed, tmp_path):
@@ -527,21 +534,12 @@ ARM = ("study", "dataset", "architecture", "arm")
 @pytest.fixture(scope="module")
 def committed(tmp_path_factory):
     """Summaries and claims, made anew from the committed tidy tables."""
-    out = tmp_path_factory.mktemp("quick")
-    config, preset = (
-        yaml.safe_load((ROOT / path).read_text(encoding="utf-8")) for path in ("config.yaml", "presets/quick.yaml")
-    )
-    studies = [study for grid in (config, preset) for study in grid.get("studies", [])]
-    names = {
-        "studies": [study["name"] for study in studies],
-        "arms": list({**config["arms"], **preset.get("arms", {})}),
-        "datasets": [dataset for study in studies for dataset in study["datasets"]],
-    }
-    published, summary = ROOT / "paper" / "published.yaml", out / "summary"
-    run_script("summarise", "--tables", QUICK / "tables", "--published", published, "--out", summary)
-    run_script("claims", "--claims", ROOT / "paper" / "claims.yaml", "--tables", QUICK / "tables",
-               "--names", json.dumps(names), "--out", summary / "claims.csv")  # fmt: skip
-    shutil.copy(QUICK / "provenance.json", out)
+    out = tmp_path_factory.mktemp("project") / "results" / "quick"
+    out.mkdir(parents=True)
+    (out / "tables").symlink_to(QUICK / "tables")
+    config = overlay(read(ROOT / "config.yaml"), read(ROOT / "presets" / "quick.yaml"))
+    (out / "plan.json").write_text(json.dumps(plan(grid_of(config))), encoding="utf-8")
+    run_script("summarise", out, ROOT / "paper")
     return out
 
 
@@ -556,7 +554,7 @@ def good(tidy):
     return {key(row, *ARM, "seed") for row in tidy["runs"] if row["outcome"] == "finished"}
 
 
-def ends(rows: list[dict], good: set, column: str, **where: str) -> dict[str, float]:
+def last_by_seed(rows: list[dict], good: set, column: str, **where: str) -> dict[str, float]:
     """By seed the value at the last step, of finished runs, of the rows that fit."""
     fitting = [row for row in rows if all(row[k] == v for k, v in where.items()) and key(row, *ARM, "seed") in good]
     latest = {}
@@ -604,7 +602,7 @@ def test_the_ends_are_those_of_the_committed_spectra_and_cosines(committed, tidy
     for row in summary[::every]:
         where = {column: row[column] for column in (*ARM, *by)}
         for column in columns:
-            agrees(row, column, list(ends(tidy[table], good, column, **where).values()))
+            agrees(row, column, list(last_by_seed(tidy[table], good, column, **where).values()))
 
 
 def test_the_claims_are_t_tests_on_the_committed_tables(committed, tidy, good):
@@ -620,9 +618,9 @@ def test_the_claims_are_t_tests_on_the_committed_tables(committed, tidy, good):
         place = {"study": claim["study"], "dataset": claim["dataset"]}
         rows, scale = tidy[quantity["table"]], 100 if quantity["table"] == "runs" else 1
         column = quantity.get("measure", "value")
-        left = ends(rows, good, column, **place, **wanted, arm=claim["left"])
+        left = last_by_seed(rows, good, column, **place, **wanted, arm=claim["left"])
         if isinstance(claim["right"], str):
-            right = ends(rows, good, column, **place, **wanted, arm=claim["right"])
+            right = last_by_seed(rows, good, column, **place, **wanted, arm=claim["right"])
         else:
             right = dict.fromkeys(left, claim["right"] / scale)
         differences = [scale * (left[seed] - right[seed]) for seed in sorted(set(left) & set(right))]
@@ -646,10 +644,11 @@ def test_the_claims_are_t_tests_on_the_committed_tables(committed, tidy, good):
     assert kinds == {"runs", "ranks", "alignment"}
 
 
-def test_the_readme_block_says_what_the_committed_claims_say(committed, tmp_path):
-    page = tmp_path / "README.md"
+def test_the_readme_block_says_what_the_committed_claims_say(committed):
+    project = committed.parents[1]
+    page = project / "README.md"
     page.write_text(f"{readme.BEGIN}\n{readme.END}\n", encoding="utf-8")
-    run_script("readme", "--readme", page, "--results", committed)
+    run_script("readme", cwd=project)
     lines = page.read_text(encoding="utf-8").splitlines()
     tested = [row for row in rows_of(committed / "summary" / "claims.csv") if row["verdict"] != "not tested"]
     for verdict in ("reproduced", "not reproduced", "inconclusive"):

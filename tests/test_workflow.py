@@ -154,6 +154,11 @@ def append(path: Path, text: str) -> None:
         file.write(text)
 
 
+def test_an_edited_claim_settles_the_claims_anew_and_tabulates_nothing(edited):
+    append(edited / "paper/claims.yaml", "# a comment\n")
+    assert set(planned(edited, "tests/tiny.yaml")) == {"summarise", "pages", "paper"}
+
+
 def test_a_comment_in_training_code_and_a_new_knob_retrain_nothing(edited):
     append(edited / "rankcollapse/optim.py", "# a comment\n")
     config = edited / "rankcollapse/config.py"
@@ -181,8 +186,9 @@ def test_edited_training_code_retrains(edited):
 def test_a_deleted_run_folder_and_a_deleted_table_are_made_again(edited):
     shutil.rmtree(edited / "results/tiny/runs/mlp/digits/fa/seed1")
     (edited / "results/tiny/summary/cost.csv").unlink()
+    (edited / "results/tiny/pages/cost.html").unlink()
     jobs = planned(edited, "tests/tiny.yaml")
-    assert len(jobs["train"]) == len(jobs["summarise"]) == 1
+    assert len(jobs["train"]) == len(jobs["summarise"]) == len(jobs["pages"]) == 1
 
 
 def test_a_lost_run_is_marked_when_missing_runs_are_allowed(edited):
@@ -325,7 +331,8 @@ def test_the_report_holds_every_figure_with_its_caption(report, project):
         assert f"{name}.svg" in text
         caption = (project / f"figures/tiny/{name}.txt").read_text(encoding="utf-8").split(";")[0].split("(")[0].strip()
         assert json.dumps(caption)[1:-1] in text
-    assert "Tables" in text
+    for name in ("accuracy", "ranks", "alignment", "cost", "claims"):
+        assert f"results/tiny/pages/{name}.html" in text
 
 
 # Shows every figure of the report as a picture and writes the path of each that the browser could draw into the page.

@@ -1,4 +1,4 @@
-# What the rules share: the planned runs, the folders of this preset, and the lines at the start.
+# What all jobs share. The planned runs, the folders of this preset, and the lines at the start.
 import ast
 import json
 import os
@@ -14,54 +14,102 @@ from snakemake.settings.types import DeploymentMethod
 sys.path.insert(0, workflow.basedir)
 
 from rankcollapse import datasets, files, gpus, grid
-from rankcollapse.config import read
 from rankcollapse.errors import InputError
 
+try:
+    GRID = grid.grid(config)
+    RUNS = {run.name: run for run in grid.runs(GRID)}
+except InputError as error:
+    raise WorkflowError(str(error))
 
-def plan_grid():
-    try:
-        found = grid.grid(config)
-        return found, {run.name: run for run in grid.runs(found)}
-    except InputError as error:
-        raise WorkflowError(str(error))
+RESULTS, FIGURES = f"results/{GRID.preset}", f"figures/{GRID.preset}"
+PLAN = f"{RESULTS}/plan.json"  # made by no job; training is not to wait for it, nor to run again for it
+RUN = grid.NAME.replace("{", "{wildcards.")
+GPUS = gpus.visible()
+DEVICE = "cpu" if GRID.device == "cpu" else "cuda"  # of the jobs, wherever they run
+ON_GPU = DEVICE == "cuda" and bool(GPUS)
+if GPUS:
+    workflow.register_resource("gpu", len(GPUS) * GRID.gpu_slots)
+
+# The package and the scripts stand beside the Snakefile; in a conda environment nothing has installed them. Without
+# conda, `python` is the one that runs snakemake, whether or not its environment is activated.
+PATHS = f"export PYTHONPATH={workflow.basedir!r}:{os.path.join(workflow.basedir, 'workflow/scripts')!r}; "
+if DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method:
+    PATHS += f"export PATH={os.path.dirname(sys.executable)!r}:$PATH; "
+elif shutil.which("conda") is None:
+    raise WorkflowError(
+        "--use-conda needs the command conda, which is not on this machine: either install it (Miniforge will do), "
+        "or leave --use-conda out and run in the .venv that `make` creates (.venv/bin/snakemake --cores all)."
+    )
+# No part of a command, which they would change: a data set is the same wherever its files come from.
+DATA = f"export DATA_DIR={GRID.data_dir!r} NO_DOWNLOAD={'' if GRID.download else '--no-download'}; "
+shell.prefix(f"set -euo pipefail; {PATHS}{DATA}")
 
 
-def uses_conda():
-    chosen = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
-    if chosen and shutil.which("conda") is None:
-        raise WorkflowError(
-            "--use-conda needs the command conda, which is not on this machine: either install it (Miniforge will do), "
-            "or leave --use-conda out and run in the .venv that `make` creates (.venv/bin/snakemake --cores all)."
-        )
-    return chosen
+def figure_titles():
+    """The figures by file, in order: each script's docstring begins with `N. Title.`"""
+    found = {}
+    for path in Path(workflow.basedir, "workflow/scripts/figures").glob("*.py"):
+        found[path.stem] = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
+        if not found[path.stem].split(".")[0].isdigit():
+            raise WorkflowError(f"{path.name}: its docstring must begin with its number and title, as in `9. Title.`")
+    return {name: found[name].rstrip(".") for name in sorted(found, key=lambda name: int(found[name].split(".")[0]))}
 
 
-def on_gpu():
-    return GRID.device != "cpu" and bool(GPUS)
+TITLES = figure_titles()
+LOOKS = {
+    "arms": {name: arm.model_dump(exclude={"run"}) for name, arm in GRID.arms.items()},
+    "studies": {study.name: study.title or study.name for study in GRID.studies},
+}
+# What paper and pages call things. Sorted: the same names in another order make nothing anew.
+NAMES = json.dumps(
+    {
+        "preset": GRID.preset,
+        "title": GRID.title or GRID.preset,
+        "figures": list(TITLES),
+        "titles": TITLES,
+        "labels": {name: arm.label for name, arm in GRID.arms.items()},
+        "studies": LOOKS["studies"],
+        "datasets": {name: record.label for name, record in datasets.SETS.items()},
+    },
+    sort_keys=True,
+)
+
+
+def run_json(name):
+    return f"{RESULTS}/runs/{name}/run.json"
+
+
+def planned(wildcards):
+    """The run that a training job's wildcards name."""
+    name = grid.NAME.format(**wildcards)
+    if name not in RUNS:
+        raise WorkflowError(f"{name} is not a run of preset {GRID.preset}: the config lacks its study, arm or seed")
+    return RUNS[name]
+
+
+def finished_runs(wildcards):
+    """run.json of every run; with allow_missing, of those that are there."""
+    return [path for path in map(run_json, RUNS) if not GRID.allow_missing or os.path.exists(path)]
 
 
 def start_lines():
     """How many runs, on which devices, the estimated time and disk; and whether this machine is the one for it."""
-    jobs = len(GPUS) * GRID.gpu_slots if on_gpu() else os.cpu_count()
-    hours = sum(run.seconds("cuda" if on_gpu() else "cpu") for run in RUNS.values()) / jobs / 3600
-    disk = sum(run.study.cost.disk_mb for run in RUNS.values())
-    where = f"{len(GPUS)} GPUs" if on_gpu() else f"{os.cpu_count()} CPU cores"
-    time = (
-        f"{60 * hours:.0f} minutes" if hours < 2 else f"{hours:.0f} hours" if hours < 100 else f"{hours / 24:.0f} days"
-    )
-    lines = [
-        f"rankcollapse, preset {GRID.preset}: {GRID.title}",
-        f"  {len(RUNS)} training runs on {where}: about {time} for all of them, {disk / 1000:.1f} GB of disk below {RESULTS}",
-    ]
-    if GRID.device != "cpu" and not GPUS:
-        lines.append(
+    jobs = len(GPUS) * GRID.gpu_slots if ON_GPU else os.cpu_count()
+    where = f"{len(GPUS)} GPUs" if ON_GPU else f"{os.cpu_count()} CPU cores"
+    hours = sum(run.seconds("cuda" if ON_GPU else "cpu") for run in RUNS.values()) / jobs / 3600
+    time = f"{60 * hours:.0f} minutes" if hours < 2 else f"{hours:.0f} hours"
+    disk = sum(run.study.cost.disk_mb for run in RUNS.values()) / 1000
+    yield f"rankcollapse, preset {GRID.preset}: {GRID.title}"
+    yield f"  {len(RUNS)} training runs on {where}: about {time} for all of them, {disk:.1f} GB of disk below {RESULTS}"
+    if DEVICE == "cuda" and not GPUS:
+        yield (
             "  No GPU here, and this grid is made for GPUs: on CPU cores take --configfile presets/quick.yaml (real "
             "CIFAR, small networks) or presets/demo.yaml (minutes, no download)."
         )
     idle = [arm for arm in GRID.arms if not any(arm in study.arms for study in GRID.studies)]
     if idle:
-        lines.append(f"  Arms of the config that no study of this preset runs: {', '.join(idle)}")
-    return "\n".join(lines)
+        yield f"  Arms of the config that no study of this preset runs: {', '.join(idle)}"
 
 
 def start():
@@ -81,91 +129,13 @@ def start():
             raise WorkflowError(done.stderr.strip())
 
 
-def run_json(name):
-    return f"{RESULTS}/runs/{name}/run.json"
-
-
-def planned(wildcards):
-    """The run that a training job's wildcards name."""
-    name = grid.NAME.format(**wildcards)
-    if name not in RUNS:
-        raise WorkflowError(
-            f"{name} is not a run of preset {GRID.preset}: its study, arm or seed is not in the config."
-        )
-    return RUNS[name]
-
-
-def finished_runs(wildcards):
-    """run.json of every run; with allow_missing, of those that are there."""
-    expected = [run_json(name) for name in RUNS]
-    return [path for path in expected if not GRID.allow_missing or os.path.exists(path)]
-
-
-def minutes(wildcards):
-    """Wall time to ask of a cluster: three times the estimate."""
-    return 10 + round(3 * planned(wildcards).seconds("cuda" if GRID.device != "cpu" else "cpu") / 60)
-
-
-def figure_titles():
-    """The figures by file, in order: each script's docstring begins with `N. Title.`"""
-    found = {}
-    for path in Path(workflow.basedir, "workflow/scripts/figures").glob("*.py"):
-        title = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
-        number = title.split(".")[0]
-        if not number.isdigit():
-            raise WorkflowError(f"{path.name}: its docstring must begin with its number and title, as in `9. Title.`")
-        found[path.stem] = int(number), title.rstrip(".")
-    return {name: title for name, (_, title) in sorted(found.items(), key=lambda item: item[1])}
-
-
-def known_names():
-    """All names that a claim may use: those of this grid, and of config.yaml, whose studies a preset may lack."""
-    base = read(Path(workflow.basedir, "config.yaml"))
-    studies = {study.name for study in GRID.studies} | {study["name"] for study in base["studies"]}
-    return {"studies": sorted(studies), "arms": sorted(GRID.arms), "datasets": list(datasets.SETS)}
-
-
-# The package and the scripts stand beside the Snakefile; in a conda environment nothing has installed them. Without
-# conda, `python` is the one that runs snakemake, whether or not its environment is activated.
-PATHS = f"export PYTHONPATH={workflow.basedir!r}:{os.path.join(workflow.basedir, 'workflow/scripts')!r}; "
-if not uses_conda():
-    PATHS += f"export PATH={os.path.dirname(sys.executable)!r}:$PATH; "
-shell.prefix(f"set -euo pipefail; {PATHS}")
-
-GRID, RUNS = plan_grid()
-RESULTS, FIGURES = f"results/{GRID.preset}", f"figures/{GRID.preset}"
-PLAN = f"{RESULTS}/plan.json"  # no file that a rule makes: training is not to wait for it, nor to run again for it
-DOWNLOAD = "" if GRID.download else "--no-download"
-GPUS = gpus.visible()
-TITLES = figure_titles()
-LOOKS = {
-    "arms": {name: arm.model_dump(exclude={"run"}) for name, arm in GRID.arms.items()},
-    "studies": {study.name: study.title or study.name for study in GRID.studies},
-}
-LABELS = {
-    "arm": {name: arm.label for name, arm in GRID.arms.items()},
-    "study": LOOKS["studies"],
-    "dataset": {name: record.label for name, record in datasets.SETS.items()},
-}
-PAPER = {
-    "preset": GRID.preset,
-    "figures": list(TITLES),
-    "labels": LABELS["arm"],
-    "studies": LABELS["study"],
-    "datasets": LABELS["dataset"],
-}
-if GPUS:
-    workflow.register_resource("gpu", len(GPUS) * GRID.gpu_slots)
-
-
 wildcard_constraints:
     study="[a-z0-9-]+",
     dataset="[a-z0-9]+",
     arm="[a-z0-9+-]+",
     seed="[0-9]+",
     figure="|".join(TITLES),
-    table="[a-z]+",
 
 
 if workflow.is_main_process:
-    print(start_lines(), file=sys.stderr)
+    print(*start_lines(), sep="\n", file=sys.stderr)

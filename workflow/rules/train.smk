@@ -9,13 +9,11 @@ rule data:
         "data/ready/{dataset}.log",
     conda:
         "../../envs/train.yaml"
-    threads: 1
     resources:
         mem_mb=3000,
         runtime=60,
-    # No params: the set is the same wherever its files lie.
     shell:
-        "python -m rankcollapse data {wildcards.dataset} --data-dir {GRID.data_dir:q} {DOWNLOAD} 2>&1 | tee {log:q} >&2"
+        'python -m rankcollapse data {wildcards.dataset} --data-dir "$DATA_DIR" $NO_DOWNLOAD 2>&1 | tee {log:q} >&2'
 
 
 rule train:
@@ -41,11 +39,12 @@ rule train:
         "../../envs/train.yaml"
     threads: GRID.threads
     resources:
-        gpu=lambda wildcards: int(on_gpu()),
+        gpu=int(ON_GPU),
         mem_mb=lambda wildcards: planned(wildcards).study.cost.mem_mb,
-        runtime=minutes,
+        # Wall time to ask of a cluster, minutes: three times the estimate, for the device of its nodes.
+        runtime=lambda wildcards: 10 + round(planned(wildcards).seconds(DEVICE) / 20),
     params:
         identity=lambda wildcards: grid.identity(planned(wildcards).config),
     shell:
-        "python -m rankcollapse train {PLAN} --run {wildcards.study}/{wildcards.dataset}/{wildcards.arm}/seed{wildcards.seed}"
-        " --identity {params.identity} --out $(dirname {output[0]}) --threads {threads} 2>&1 | tee {log:q} >&2"
+        f"python -m rankcollapse train {PLAN} --run {RUN} --identity {{params.identity}} --out {RESULTS}/runs/{RUN}"
+        " --threads {threads} 2>&1 | tee {log:q} >&2"

@@ -1,8 +1,10 @@
-"""What a tidy table means: its keys, which runs finished, the end of a run, accuracies in %. Scripts read them by it.
+"""What a tidy table of collect.py means: its keys, which runs finished, the end of a run, accuracies in %.
 
-The tables are those of collect.py. KEYS name a run, ARM what its seeds have in common.
+KEYS name a run, ARM what its seeds have in common. Every script reads tables by this module, and starts by `run`.
 """
 
+import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from rankcollapse import files, ranks
+from rankcollapse.errors import InputError
 
 KEYS = ["study", "dataset", "architecture", "arm", "seed"]
 ARM = KEYS[:-1]
-PANEL = ["study", "dataset"]
 SPECTRUM = ["quantity", "layer", "scope"]
 MEASURES = list(ranks.MEASURES)
 
@@ -30,9 +32,7 @@ def write(path: Path | str, table: pd.DataFrame, digits: int) -> None:
 
 
 def load(folder: Path) -> Tables:
-    """runs, epochs, ranks and alignment, by name. Accuracies are in %; every row has its run's `outcome`, and those
-    with a `step` have the `epoch` that it ends, a fraction within one.
-    """
+    """All, by name. Accuracies are in %; a row has its run's `outcome`, and where it has a `step` the `epoch`."""
     tables = {path.name.split(".")[0]: read(path) for path in sorted(Path(folder).glob("*.csv*"))}
     runs, epochs = tables["runs"], tables["epochs"]
     per_epoch = (epochs["step"] / epochs["epoch"]).groupby([epochs[key] for key in ARM]).first().rename("per_epoch")
@@ -54,19 +54,9 @@ def finished(table: pd.DataFrame) -> pd.DataFrame:
 
 def last(table: pd.DataFrame, value: str | None = None, by: list[str] | None = None) -> pd.DataFrame:
     """The rows at the end of each run (or run and `by`): at its last step, or the last at which `value` is finite."""
-    keys = [*KEYS, *(by or [])]
     if value is not None:
         table = table[np.isfinite(table[value])]
-    return table[table["step"] == table.groupby(keys)["step"].transform("max")]
-
-
-def spread(table: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame:
-    """n, and mean and standard deviation over seeds of each column, as COLUMN_mean and COLUMN_std; order is kept."""
-    groups = table.groupby(by, sort=False)
-    parts = {"n": groups[columns[0]].count()}
-    for column in columns:
-        parts[f"{column}_mean"], parts[f"{column}_std"] = groups[column].mean(), groups[column].std()
-    return pd.DataFrame(parts).reset_index()
+    return table[table["step"] == table.groupby([*KEYS, *(by or [])])["step"].transform("max")]
 
 
 def select(table: pd.DataFrame, **wanted: object) -> pd.DataFrame:
@@ -74,3 +64,11 @@ def select(table: pd.DataFrame, **wanted: object) -> pd.DataFrame:
     for column, value in wanted.items():
         table = table[table[column] == value]
     return table
+
+
+def run(main: Callable) -> None:
+    """Call a script's main with the words of its command line; of bad input it says one sentence."""
+    try:
+        main(*sys.argv[1:])
+    except InputError as error:
+        sys.exit(str(error))

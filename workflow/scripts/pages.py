@@ -1,27 +1,23 @@
-"""Pages for people who browse: the READMEs of a preset's tables and figures, and a summary as HTML.
+"""READMEs of tables and figures, summaries as HTML: python pages.py results/PRESET figures/PRESET NAMES
 
-Columns have their meanings in workflow/report/columns.yaml, settings of a run in rankcollapse/config.py.
+Columns have their meanings in workflow/report/columns.yaml, settings in rankcollapse/config.py. NAMES is JSON.
 """
 
-import argparse
 import html
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import yaml
-from analysis import read
+from analysis import read, run
 
 from rankcollapse import files
 from rankcollapse.config import Settings
 from rankcollapse.errors import InputError
 
 ABOUT = yaml.safe_load((Path(__file__).parents[1] / "report" / "columns.yaml").read_text(encoding="utf-8"))
-STYLE = """body { font: 14px sans-serif } table { border-collapse: collapse } dt { font-weight: bold }
-th, td { text-align: left; vertical-align: top; padding: .2em .8em; border-bottom: 1px solid #ddd }
-th { position: sticky; top: 0; background: white }"""
+OVER = {"mean": "mean", "std": "standard deviation"}
+STYLE = "* { font: 14px sans-serif; text-align: left; border-color: #ddd } dt { font-weight: bold }"
 
 
 def meaning(column: str) -> str:
@@ -30,15 +26,15 @@ def meaning(column: str) -> str:
         return ABOUT["columns"][column]
     if column in Settings.model_fields:
         return Settings.model_fields[column].description
-    for ending, over in {"_mean": "mean", "_std": "standard deviation"}.items():
-        if column.endswith(ending):
-            return f"{meaning(column.removesuffix(ending))}; {over} over n seeds"
+    base, _, ending = column.rpartition("_")
+    if ending in OVER:
+        return f"{meaning(base)}; {OVER[ending]} over n seeds"
     raise InputError(f"column {column!r} has no meaning: add it to workflow/report/columns.yaml")
 
 
-def tables(results: Path, title: str, labels: dict) -> str:
+def tables(results: Path, names: dict) -> str:
     """README of results/<preset>: every CSV, its rows and its columns."""
-    lines = [f"# Tables: {title}", "", "Generated. An empty field is a value that there is not.", ""]
+    lines = [f"# Tables: {names['title']}", "", "Generated. An empty field is a value that there is not.", ""]
     for name, about in ABOUT["files"].items():
         table = read(results / name)
         lines += [f"## [{name}]({name})", "", f"{about} {len(table)} rows.", "", "| column | meaning |", "|---|---|"]
@@ -46,12 +42,12 @@ def tables(results: Path, title: str, labels: dict) -> str:
     return "\n".join(lines)
 
 
-def figures(folder: Path, title: str, labels: dict) -> str:
-    """README of figures/<preset>: every figure with its caption; labels: figure -> its title, in order."""
-    lines = [f"# Figures: {title}", "", "Generated, each with its caption.", ""]
-    for name, heading in labels.items():
-        caption = (folder / f"{name}.txt").read_text(encoding="utf-8").strip()
-        lines += [f"## {heading}", "", f"![{heading}]({name}.svg)", "", caption, ""]
+def figures(folder: Path, names: dict) -> str:
+    """README of figures/<preset>: every figure with its caption."""
+    lines = [f"# Figures: {names['title']}", "", "Generated, each with its caption.", ""]
+    for name in names["figures"]:
+        title, caption = names["titles"][name], (folder / f"{name}.txt").read_text(encoding="utf-8").strip()
+        lines += [f"## {title}", "", f"![{title}]({name}.svg)", "", caption, ""]
     return "\n".join(lines)
 
 
@@ -59,40 +55,27 @@ def number(value: float) -> str:
     return "–" if np.isnan(value) else np.format_float_positional(value, precision=4, fractional=False, trim="-")
 
 
-def summary(path: Path, title: str, labels: dict) -> str:
-    """A summary as a page of its own, HTML; labels: study, dataset and arm -> name -> label."""
-    table, shown = read(path), {}
-    for column in table:
-        base, ending = column.removesuffix("_mean"), column[-4:]
-        if pd.api.types.is_numeric_dtype(table[column]) and ending != "_std":
-            shown[column] = table[column].map(number)
-            if f"{base}_std" in table:
-                shown[base] = shown.pop(column) + " ± " + table[f"{base}_std"].map(number)
-        elif ending != "_std":
-            names = labels.get("arm" if column in ("left", "right") else column, {})
-            shown[column] = table[column].fillna("–").map(lambda name, names=names: names.get(name, name))
-    rows = pd.DataFrame(shown).to_html(index=False, border=0, justify="left")
-    columns = "".join(f"<dt>{column}<dd>{html.escape(meaning(column))}" for column in shown)
-    page = f"<title>{html.escape(title)}</title><style>{STYLE}</style>{rows}<dl>{columns}</dl>"
-    return f'<!DOCTYPE html><html lang="en"><meta charset="utf-8">{page}</html>\n'
+def summary(path: Path, names: dict) -> str:
+    """A summary as a page of its own, HTML, with labels for names and mean ± standard deviation in one column."""
+    arms = dict.fromkeys(["arm", "left", "right"], names["labels"])
+    table = read(path).replace({"study": names["studies"], "dataset": names["datasets"], **arms})
+    for std in table.columns[table.columns.str.endswith("_std")]:
+        base = std.removesuffix("_std")
+        table[f"{base}_mean"] = table[f"{base}_mean"].map(number) + " ± " + table.pop(std).map(number)
+        table = table.rename(columns={f"{base}_mean": base})
+    rows = table.to_html(index=False, na_rep="–", float_format=number)
+    columns = "".join(f"<dt>{column}<dd>{html.escape(meaning(column))}" for column in table)
+    head = f'<!DOCTYPE html><meta charset="utf-8"><title>{path.stem}</title><style>{STYLE}</style>'
+    return f"{head}{rows}<dl>{columns}</dl>\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    pages = parser.add_subparsers(required=True)
-    for make in (tables, figures, summary):
-        page = pages.add_parser(make.__name__, description=make.__doc__)
-        page.add_argument("source", type=Path, help="folder of the preset, or the summary")
-        page.add_argument("--title", required=True)
-        page.add_argument("--labels", type=json.loads, default={}, help="JSON: what names are shown as")
-        page.add_argument("--out", type=Path, required=True)
-        page.set_defaults(make=make)
-    args = parser.parse_args()
-    try:
-        files.write_text(args.out, args.make(args.source, args.title, args.labels))
-    except InputError as error:
-        sys.exit(f"{args.source}: {error}")
+def main(results: str, folder: str, names: str) -> None:
+    words = json.loads(names)
+    files.write_text(f"{results}/README.md", tables(Path(results), words))
+    files.write_text(f"{folder}/README.md", figures(Path(folder), words))
+    for path in Path(results, "summary").glob("*.csv"):
+        files.write_text(f"{results}/pages/{path.stem}.html", summary(path, words))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

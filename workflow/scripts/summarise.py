@@ -1,74 +1,102 @@
-"""From the tidy tables to the summaries that the paper prints: mean, standard deviation and n over seeds.
+"""From tidy tables to summaries, verdicts and provenance: python summarise.py results/PRESET paper
 
-accuracy.csv, ranks.csv, alignment.csv, cost.csv. Means are those of the finished runs; diverged and missing ones are
-counted beside them, and an arm without a finished run has its row, with n = 0.
+Means and standard deviations are over the seeds of finished runs, n of them. Diverged and missing runs are counted
+beside, and an arm without a finished run has its row, with n = 0.
 """
 
-import argparse
+import hashlib
+import json
+import subprocess
 from pathlib import Path
 
 import pandas as pd
 import yaml
-from analysis import ARM, MEASURES, SPECTRUM, last, load, spread, write
+from analysis import ARM, MEASURES, SPECTRUM, last, load, run, write
+from claims import read_claims, settle
+
+from rankcollapse import config, files
 
 SETTINGS = ["lr", "weight_decay", "width", "rule", "normalization", "optimizer", "update"]
+GENERATED = [":!results", ":!figures", ":!README.md", ":(exclude,glob)paper/*/**"]
 
 
-def over_finished(table: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame:
-    """The spread over finished runs, with a row for each group that there is."""
-    values = table[columns].where(table["outcome"] == "finished")
-    return spread(table.assign(**values), by, columns)
+def spread(table: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame:
+    """n, and each column's mean and standard deviation, as COLUMN_mean and COLUMN_std, in each group that there is."""
+    groups = table.assign(**table[columns].where(table["outcome"] == "finished")).groupby(by, sort=False)
+    parts = {"n": groups[columns[0]].count()}
+    for column in columns:
+        parts[f"{column}_mean"], parts[f"{column}_std"] = groups[column].mean(), groups[column].std()
+    return pd.DataFrame(parts).reset_index()
 
 
 def accuracy(runs: pd.DataFrame, published: list[dict]) -> pd.DataFrame:
     """Test accuracy in % per arm, beside the paper's where it gives one."""
     runs = runs.rename(columns={"test_accuracy": "test_percent", "validation_accuracy": "validation_percent"})
-    runs = runs.assign(**{name: runs["outcome"] == name for name in ("diverged", "missing")})
-    arms = runs.groupby(ARM, sort=False)
-    counts = arms.agg(planned=("seed", "size"), diverged=("diverged", "sum"), missing=("missing", "sum"))
-    table = over_finished(runs, ARM, ["test_percent", "validation_percent"])
-    table = table[[*ARM, "n"]].join(counts, on=ARM).join(table.drop(columns=[*ARM, "n"]))
-    theirs = pd.DataFrame(published, columns=["dataset", "architecture", "arm", "paper_percent", "paper_source"])
-    return table.join(arms[SETTINGS].first(), on=ARM).merge(theirs, how="left", on=["dataset", "architecture", "arm"])
+    runs = runs.assign(planned=1, **{name: runs["outcome"] == name for name in ("diverged", "missing")})
+    counts = dict.fromkeys(["planned", "diverged", "missing"], "sum")
+    about = runs.groupby(ARM).agg({**counts, **dict.fromkeys(SETTINGS, "first")})
+    table = spread(runs, ARM, ["test_percent", "validation_percent"]).join(about, on=ARM)
+    theirs = pd.DataFrame(published, columns=[*ARM[1:], "paper_percent", "paper_source"])
+    return table.merge(theirs, how="left", on=ARM[1:])
 
 
-def ranks(ranks: pd.DataFrame) -> pd.DataFrame:
-    """The four measures of each spectrum at the end of a run."""
-    ends, by = last(ranks, by=SPECTRUM), [*ARM, *SPECTRUM]
-    table = over_finished(ends, by, MEASURES).join(ends.groupby(by)["rows"].max(), on=by)
-    return table[[*by, "n", "rows", *table.columns[len(by) + 1 : -1]]]
-
-
-def alignment(alignment: pd.DataFrame) -> pd.DataFrame:
-    """Cosines at the end of a run."""
-    by = ["quantity", "layer"]
-    return over_finished(last(alignment, by=by), [*ARM, *by], ["value"])
+def ends(table: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame:
+    """Ranks or cosines at the end of a run; the rows of a matrix are the most that a run has."""
+    table, by = last(table, by=by), [*ARM, *by]
+    made = spread(table, by, columns)
+    return made.join(table.groupby(by)["rows"].max(), on=by) if "rows" in table else made
 
 
 def cost(runs: pd.DataFrame) -> pd.DataFrame:
     """Seconds, throughput and peak memory of a finished run; probe_percent is the probes' share of training time."""
     runs = runs.assign(probe_percent=100 * runs["probe_seconds"] / runs["train_seconds"])
-    table = over_finished(runs, ARM, ["seconds", "images_per_second", "memory_mb", "probe_percent"])
     device = runs.groupby(ARM)["device"].agg(lambda names: "; ".join(sorted(set(names.dropna()))))
-    return table.join(device, on=ARM)
+    return spread(runs, ARM, ["seconds", "images_per_second", "memory_mb", "probe_percent"]).join(device, on=ARM)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tables", type=Path, required=True, help="folder of the tidy tables")
-    parser.add_argument("--published", type=Path, required=True, help="the paper's own numbers, YAML")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the summaries")
-    args = parser.parse_args()
-    tables, published = load(args.tables), yaml.safe_load(args.published.read_text(encoding="utf-8"))
+def commit(root: Path) -> str | None:
+    """HEAD, with -dirty if a tracked file that is not generated differs from it; None without git or a repository."""
+    if not (root / ".git").exists():  # or git would answer for a repository around this one
+        return None
+    head, status = ["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "--", ".", *GENERATED]
+    try:
+        said = [subprocess.check_output(["git", *words], cwd=root, encoding="utf-8") for words in (head, status)]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return said[0].strip() + ("-dirty" if said[1] else "")
+
+
+def provenance(runs: pd.DataFrame, plan: dict) -> dict:
+    """What the results stand on: versions, hashes of code and config, machine, dates, seconds."""
+    done, made_by = runs[runs["outcome"] != "missing"], ["device", "python", "rankcollapse", "torch", "code"]
+    configs = json.dumps({name: run["config"] for name, run in plan["runs"].items()}, sort_keys=True)
+    several = {key: sorted({*values.dropna().astype(str)}) for key, values in done.reindex(columns=made_by).items()}
+    return {
+        **{key: plan[key] for key in ("preset", "title")},
+        "runs": {"planned": len(runs), **runs["outcome"].value_counts().to_dict()},
+        "commit": commit(Path(__file__).resolve().parents[2]),
+        # Of the resolved runs: equal hashes are equal grids, whatever the comments, labels and colours.
+        "config_sha256": hashlib.sha256(configs.encode()).hexdigest(),
+        **{key: values[0] if len(values) == 1 else values for key, values in several.items()},
+        "started": done["started"].min(),
+        "finished": done["finished"].max(),
+        "run_seconds": round(float(done["seconds"].sum())),
+    }
+
+
+def main(results: str, paper: str) -> None:
+    tables, published = load(Path(results, "tables")), Path(paper, "published.yaml").read_text(encoding="utf-8")
     summaries = {
-        "accuracy": accuracy(tables["runs"], published),
-        "ranks": ranks(tables["ranks"]),
-        "alignment": alignment(tables["alignment"]),
+        "accuracy": accuracy(tables["runs"], yaml.safe_load(published)),
+        "ranks": ends(tables["ranks"], SPECTRUM, MEASURES),
+        "alignment": ends(tables["alignment"], ["quantity", "layer"], ["value"]),
         "cost": cost(tables["runs"]),
+        "claims": pd.DataFrame([settle(claim, tables) for claim in read_claims(Path(paper, "claims.yaml"))]),
     }
     for name, table in summaries.items():
-        write(args.out / f"{name}.csv", table, digits=4)
+        write(f"{results}/summary/{name}.csv", table, digits=4)
+    files.write_json(f"{results}/provenance.json", provenance(tables["runs"], config.read(f"{results}/plan.json")))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

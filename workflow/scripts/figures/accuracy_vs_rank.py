@@ -5,10 +5,9 @@ point per run; a panel per study and data set, with Spearman's correlation.
 """
 
 import drawing
-import numpy as np
-from analysis import KEYS, PANEL, Tables, finished, last, select
-from matplotlib.figure import Figure
+from analysis import KEYS, Tables, finished, last, select
 from pandas import DataFrame
+from seaborn import FacetGrid
 
 SHOWN = "intervention or not intervention"
 MEASURE = "entropy_s2"
@@ -20,33 +19,23 @@ def data(tables: Tables) -> DataFrame:
     return tables["runs"].merge(last(whole, MEASURE)[[*KEYS, MEASURE]], on=KEYS)
 
 
-def correlation(table: DataFrame) -> tuple[float, int]:
-    """Spearman's over the finished runs, and how many they are."""
-    done = finished(table)
-    return done[MEASURE].corr(done["test_accuracy"], method="spearman"), len(done)
+def draw(table: DataFrame, looks: dict) -> FacetGrid:
+    grid = drawing.facets(table, 2.1, sharey=False)
+    drawing.share(grid, "dataset")
+    drawing.points(grid, MEASURE, "test_accuracy", looks, xlim=(0, None), ylim=(0, None))
+    drawing.chance(grid)
+    drawing.legend(grid, looks, linewidth=0)
+    return grid.set_axis_labels("effective rank", "test accuracy, %")
 
 
-def draw(table: DataFrame, runs: DataFrame, looks: dict) -> Figure:
-    table = drawing.stacks(table)
-    most = table[MEASURE].where(table["outcome"] == "finished").groupby([table[key] for key in PANEL]).transform("max")
-    table[MEASURE] = table[MEASURE].clip(upper=most.fillna(np.inf))  # diverged runs stay where the others are
-    grid = drawing.facets(table, share=["dataset"])
-    drawing.points(grid, table, MEASURE, "test_accuracy", looks)
-    drawing.chance(grid, table)
-    for axes, part in drawing.cells(grid, table):
-        rho, n = correlation(part)
-        axes.set_title(f"ρ = {rho:.2f}, {n} runs" if n > 2 else "")
-    grid.set(xlabel="effective rank", ylabel="test accuracy, %", xlim=(0, None), ylim=(0, None))
-    return drawing.finish(grid, runs, looks, height=1.65, legend="points")
-
-
-def caption(table: DataFrame, runs: DataFrame, looks: dict) -> str:
-    rhos = [(*correlation(part), drawing.panel_name(part, looks)) for _, part in table.groupby(PANEL)]
-    ends = [f"{rho:.2f} ({name}, n = {n})" for rho, n, name in sorted(rhos) if n > 2]
-    words = f"from {ends[0]} to {ends[-1]}" if len(ends) > 1 else "".join(ends) or "too few runs"
+def caption(table: DataFrame) -> str:
+    panels = finished(table).groupby("panel", sort=False)
+    rhos = [(panel, part[MEASURE].corr(part["test_accuracy"], "spearman"), len(part)) for panel, part in panels]
+    words = [f"{rho:.2f} ({panel}, n = {n})" for panel, rho, n in rhos if n > 2]
     return (
         f"Test accuracy against the effective rank ({drawing.MEASURES[MEASURE]}) of all gradients kept from a run, "
-        f"whole net; a point is a run; dotted: chance. Spearman's ρ over the finished runs of all arms: {words}"
+        f"whole net; a point is a run; dotted: chance. Spearman's ρ over the finished runs of all arms: "
+        f"{', '.join(words) or 'too few runs'}."
     )
 
 

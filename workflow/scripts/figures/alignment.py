@@ -7,47 +7,35 @@ data set.
 
 import drawing
 from analysis import Tables, last, select
-from matplotlib.figure import Figure
-from pandas import DataFrame
+from pandas import DataFrame, concat
+from seaborn import FacetGrid
 
 SHOWN = "not intervention and aligned"
 LAYERS = 4  # panels of W and B in a strip
 NAMES = {"weight": "cos(W, B)", "gradient": "cos(∇, ∇BP)"}
 
 
-def head(quantity: str, layer: str) -> str:
-    return f"{NAMES[quantity]}\n{'whole net' if layer == 'all' else drawing.layer_name(layer)}"
-
-
 def data(tables: Tables) -> DataFrame:
-    cosines = tables["alignment"]
-    return cosines.assign(head=[head(*pair) for pair in zip(cosines["quantity"], cosines["layer"], strict=True)])
+    weights, gradients = (select(tables["alignment"], quantity=quantity) for quantity in NAMES)
+    whole = select(gradients, layer="all").assign(name="whole net")
+    table = concat([drawing.by_layer(weights, LAYERS), drawing.by_layer(gradients, 1), whole])
+    return table.assign(head=table["quantity"].map(NAMES) + "\n" + table["name"])
 
 
-def heads(panel: DataFrame) -> list[str]:
-    weights, gradients = (drawing.layers(select(panel, quantity=quantity)) for quantity in NAMES)
-    of_weights = [head("weight", layer) for layer in drawing.evenly(weights, LAYERS)]
-    return of_weights + [head("gradient", layer) for layer in [*gradients[-1:], "all"]]
-
-
-def draw(table: DataFrame, runs: DataFrame, looks: dict) -> Figure:
-    table = drawing.strips(table, heads)
-    grid = drawing.facets(table)
-    drawing.lines(grid, table, "epoch", "value", looks)
+def draw(table: DataFrame, looks: dict) -> FacetGrid:
+    grid = drawing.facets(table, 1.45)
+    drawing.lines(grid, "epoch", "value", looks, xlim=(0, None))
     grid.refline(y=0, color=drawing.GREY, linewidth=0.5, linestyle="-", zorder=0)
-    drawing.epochs(grid)
-    grid.set(ylabel="cosine")
-    return drawing.finish(grid, runs, looks, height=0.75)
+    return grid.set_axis_labels("epoch", "cosine")
 
 
-def caption(table: DataFrame, runs: DataFrame, looks: dict) -> str:
-    here = drawing.first(table)
-    ends = last(select(here, quantity="gradient", layer="all"), "value").groupby("arm", sort=False)["value"]
-    values = [f"{looks['label'][arm]} {drawing.mean_std(mine, 2)}" for arm, mine in ends]
+def caption(table: DataFrame) -> str:
+    ends = last(select(drawing.first(table), quantity="gradient", layer="all"), "value")
+    values = [f"{arm} {drawing.mean_std(mine, 2)}" for arm, mine in ends.groupby("arm", sort=False)["value"]]
     return (
         f"Cosine of forward and feedback weights (W, B), and of an arm's gradient and the BP gradient of one batch (∇, "
-        f"∇BP), the classifier left out. {drawing.panel_name(here, looks)}, gradients of the whole net after training: "
-        f"{', '.join(values) or 'none'}"
+        f"∇BP), the classifier left out. {drawing.first(table)['panel'].iloc[0]}, gradients of the whole net after "
+        f"training: {', '.join(values) or 'none'}."
     )
 
 

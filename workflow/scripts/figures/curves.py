@@ -1,43 +1,36 @@
 """8. Training curves.
 
-Training loss (upper row) and validation accuracy (lower row) over epochs. All arms; a panel per study and data set.
+Training loss and validation accuracy over epochs. All arms; a panel per study and data set.
 """
 
 import drawing
 from analysis import Tables, last, select
-from matplotlib.figure import Figure
 from pandas import DataFrame
+from seaborn import FacetGrid
 
 SHOWN = "not intervention"
-CURVES = {"train_loss": "training loss, nats", "validation_accuracy": "validation\naccuracy, %"}
+HEADS = {"train_loss": "training loss", "validation_accuracy": "accuracy, %"}
 
 
 def data(tables: Tables) -> DataFrame:
-    """A row per epoch and curve: `curve` is the column that `value` is from."""
-    others = [column for column in tables["epochs"] if column not in CURVES]
-    return tables["epochs"].melt(others, [*CURVES], "curve")
+    """A row per epoch and curve."""
+    epochs = tables["epochs"].rename(columns=HEADS)
+    return epochs.melt(epochs.columns.difference([*HEADS.values()]), [*HEADS.values()], "head")
 
 
-def draw(table: DataFrame, runs: DataFrame, looks: dict) -> Figure:
-    table = drawing.stacks(table, table["curve"].map([*CURVES].index))
-    grid = drawing.facets(table, share=["dataset", "curve"])
-    losses, accuracies = (select(table, curve=curve) for curve in CURVES)
-    drawing.lines(grid, losses, "epoch", "value", looks)
-    drawing.lines(grid, accuracies, "epoch", "value", looks, limit=lambda axes: axes.set_ylim(bottom=0))
-    drawing.chance(grid, accuracies)
-    drawing.epochs(grid)
-    for axes, part in drawing.cells(grid, table):
-        axes.set_ylabel(CURVES[part["curve"].iloc[0]])
-    for axes, _ in drawing.cells(grid, losses):
-        axes.tick_params(labelbottom=False)
-    return drawing.finish(grid, runs, looks, height=1.3)
+def draw(table: DataFrame, looks: dict) -> FacetGrid:
+    grid = drawing.facets(table, 1.7, sharey=False)
+    drawing.share(grid, "dataset", "head")
+    drawing.lines(grid, "epoch", "value", looks, xlim=(0, None), ylim=(0, None))
+    drawing.chance(grid, head=HEADS["validation_accuracy"])
+    return grid.set_axis_labels("epoch", "")
 
 
-def caption(table: DataFrame, runs: DataFrame, looks: dict) -> str:
-    ends = last(select(drawing.first(table), curve="train_loss"), "value")
+def caption(table: DataFrame) -> str:
+    ends = last(select(drawing.first(table), head=HEADS["train_loss"]), "value")
     return (
-        f"Training loss (top) and validation accuracy (bottom; dotted: chance). {drawing.panel_name(ends, looks)}, "
-        f"after {ends['epoch'].max()} epochs: training loss {drawing.under(ends, 'value', runs, looks, 2)}"
+        f"Training loss, in nats, and validation accuracy (dotted: chance). {ends['panel'].iloc[0]}, "
+        f"after {ends['epoch'].max()} epochs: training loss {drawing.under(ends, 'value', 2)}."
     )
 
 

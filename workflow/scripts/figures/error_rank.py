@@ -6,48 +6,35 @@ last, the errors at the classifier's input, pooled over all probes so far.
 
 import drawing
 from analysis import Tables, last, select
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame, concat
+from seaborn import FacetGrid
 
 SHOWN = "not intervention and optimizer != 'muon'"
 MEASURE = "entropy_s"  # Roy and Vetterli's own; with squares the pooled errors hardly differ between arms
 LAYERS = 5  # panels of layers in a strip
-POOLED = "classifier input"
 
 
 def data(tables: Tables) -> DataFrame:
-    errors = select(tables["ranks"], quantity="error", scope="batch")
+    errors = drawing.by_layer(select(tables["ranks"], quantity="error", scope="batch"), LAYERS)
     pooled = select(tables["ranks"], quantity="classifier_input_error", scope="pooled")
-    return concat([errors.assign(head=errors["layer"].map(drawing.layer_name)), pooled.assign(head=POOLED)])
+    return concat([errors.assign(head=errors["name"]), pooled.assign(head="classifier input")])
 
 
-def heads(panel: DataFrame) -> list[str]:
-    layers = drawing.layers(select(panel, quantity="error"))
-    return [*map(drawing.layer_name, drawing.evenly(layers, LAYERS)), POOLED]
+def draw(table: DataFrame, looks: dict) -> FacetGrid:
+    grid = drawing.facets(table, 1.4)
+    drawing.lines(grid, "epoch", MEASURE, looks, xlim=(0, None), ylim=(0, None))
+    return grid.set_axis_labels("epoch", f"effective rank,\n{drawing.MEASURES[MEASURE]}")
 
 
-def draw(table: DataFrame, runs: DataFrame, looks: dict) -> Figure:
-    table = drawing.strips(table, heads)
-    grid = drawing.facets(table)
-    drawing.lines(grid, table, "epoch", MEASURE, looks, limit=lambda axes: axes.set_ylim(bottom=0))
-    drawing.epochs(grid)
-    for axes, _ in drawing.cells(grid, select(table, head=POOLED)):
-        axes.set_xlabel("epochs pooled")
-    grid.set(ylabel=f"effective rank,\n{drawing.MEASURES[MEASURE]}")
-    grid.axes[0, 0].yaxis.set_major_locator(MaxNLocator(4))
-    return drawing.finish(grid, runs, looks, height=0.8)
-
-
-def caption(table: DataFrame, runs: DataFrame, looks: dict) -> str:
-    here = drawing.first(table)
-    errors, pooled = select(here, quantity="error"), last(select(here, head=POOLED), MEASURE)
-    lowest = last(select(errors, layer=drawing.layers(errors)[0]), MEASURE)
+def caption(table: DataFrame) -> str:
+    ends = last(drawing.first(table), MEASURE, ["quantity", "layer"])
+    errors, pooled = (select(ends, quantity=quantity) for quantity in ("error", "classifier_input_error"))
+    lowest = select(errors, place=0)
     return (
         f"Effective rank ({drawing.MEASURES[MEASURE]}) of the error signal of {errors['rows'].iloc[0]} probe images, "
         f"layer by layer, and of the errors at the classifier's input pooled over the probes so far. "
-        f"{drawing.panel_name(here, looks)}, after training: {drawing.under(lowest, MEASURE, runs, looks)} in the "
-        f"first layer, {drawing.under(pooled, MEASURE, runs, looks)} for the pooled errors"
+        f"{ends['panel'].iloc[0]}, after training: {drawing.under(lowest, MEASURE)} in the first layer, "
+        f"{drawing.under(pooled, MEASURE)} for the pooled errors."
     )
 
 

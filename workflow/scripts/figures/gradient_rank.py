@@ -1,15 +1,16 @@
 """2. Gradient-trajectory effective rank.
 
-Of the whole net: of the first T minibatch gradients (upper row) and of the latest ones in a window of fixed length
-(lower row), against T. All arms; a panel per study and data set.
+Of the whole net: of the first T minibatch gradients and of the latest ones in a window of fixed length, against T. All
+arms; a panel per study and data set.
 """
 
 import drawing
 from analysis import KEYS, Tables, last, select
-from matplotlib.figure import Figure
 from pandas import DataFrame
+from seaborn import FacetGrid
 
 SHOWN = "not intervention"
+HEADS = {"cumulative": "first T gradients", "window": "latest gradients"}
 MEASURE = "entropy_s2"  # the one that gives the paper's picture
 
 
@@ -17,31 +18,23 @@ def data(tables: Tables) -> DataFrame:
     """Both scopes, with T: how many gradients had been kept by then."""
     whole = select(tables["ranks"], quantity="gradient_trajectory", layer="all")
     kept = select(whole, scope="cumulative").set_index([*KEYS, "step"])["rows"]
+    whole = whole.assign(head=whole["scope"].map(HEADS)).sort_values("scope", kind="stable")
     return whole.join(kept.rename("T"), on=[*KEYS, "step"])
 
 
-def windows(table: DataFrame) -> str:
-    return " or ".join(map(str, sorted(select(table, scope="window")["rows"].unique()))) or "–"
+def draw(table: DataFrame, looks: dict) -> FacetGrid:
+    grid = drawing.facets(table, 1.7, sharey="row")
+    drawing.lines(grid, "T", MEASURE, looks, xlim=(0, None), ylim=(0, None))
+    return grid.set_axis_labels("T, gradients", f"effective rank,\n{drawing.MEASURES[MEASURE]}")
 
 
-def draw(table: DataFrame, runs: DataFrame, looks: dict) -> Figure:
-    table = drawing.stacks(table, (table["scope"] == "window").astype(int))
-    grid = drawing.facets(table, share=["scope"])
-    drawing.lines(grid, table, "T", MEASURE, looks, limit=lambda axes: axes.set_ylim(bottom=0))
-    for axes, part in drawing.cells(grid, table):
-        upper = part["scope"].iloc[0] == "cumulative"
-        axes.set(xlim=(0, 1.03 * part["T"].max()), xlabel="T, gradients kept")
-        axes.set_ylabel("effective rank,\n" + ("first T gradients" if upper else f"latest {windows(table)}"))
-        axes.tick_params(labelbottom=not upper)
-    return drawing.finish(grid, runs, looks, height=1.3)
-
-
-def caption(table: DataFrame, runs: DataFrame, looks: dict) -> str:
+def caption(table: DataFrame) -> str:
     ends = last(select(drawing.first(table), scope="cumulative"), MEASURE)
+    windows = " or ".join(f"{rows}" for rows in sorted(select(table, scope="window")["rows"].unique()))
     return (
-        f"Effective rank ({drawing.MEASURES[MEASURE]}) of the minibatch gradients of the whole net: of the first T "
-        f"(top) and of the latest {windows(table)} (bottom). {drawing.panel_name(ends, looks)}, T = {ends['T'].max()}: "
-        f"{drawing.under(ends, MEASURE, runs, looks)}"
+        f"Effective rank ({drawing.MEASURES[MEASURE]}) of the minibatch gradients of the whole net: of the first T, "
+        f"and of the latest {windows or '–'}. {ends['panel'].iloc[0]}, T = {ends['T'].max()}: "
+        f"{drawing.under(ends, MEASURE)}."
     )
 
 

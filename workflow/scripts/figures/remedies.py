@@ -5,65 +5,45 @@ update of one step. All rules but BP, and BP under SGD for reference; a strip pe
 """
 
 import drawing
-from analysis import PANEL, Tables, last
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
-from pandas import DataFrame
+from analysis import Tables, last, select
+from matplotlib.scale import SymmetricalLogScale
+from pandas import DataFrame, concat
+from seaborn import FacetGrid
 
 SHOWN = "not intervention and (rule != 'bp' or optimizer == 'sgd')"
 MEASURE = "entropy_s2"
-HEADS = {("error", "pooled"): "errors, pooled", ("activation", "batch"): "activations", ("update", "step"): "updates"}
-TICKS = 5  # layers named on an axis
+HEADS = {"errors, pooled": ("error", "pooled"), "activations": ("activation", "batch"), "updates": ("update", "step")}
 
 
 def data(tables: Tables) -> DataFrame:
     """The last rank of every run, quantity and layer."""
-    ranks = tables["ranks"]
-    heads = [HEADS.get(pair) for pair in zip(ranks["quantity"], ranks["scope"], strict=True)]
-    return last(ranks.assign(head=heads).dropna(subset="head"), MEASURE, ["head", "layer"])
+    spectra = [
+        select(tables["ranks"], quantity=quantity, scope=scope).assign(head=head)
+        for head, (quantity, scope) in HEADS.items()
+    ]
+    return drawing.by_layer(last(concat(spectra), MEASURE, ["head", "layer"]))
 
 
-def rank_scale(axes: Axes, zero: bool) -> None:
-    """A logarithmic y axis with plain numbers; it goes down to 0, the rank of a matrix of zeros, where there is one."""
-    axes.set_yscale(**{"value": "symlog", "linthresh": 1, "linscale": 0.5} if zero else {"value": "log"})
-    axes.set_ylim(bottom=0 if zero else None)
-    axes.yaxis.set_major_locator(FixedLocator([0, 1, 3, 10, 30, 100, 300, 1000]))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter("{x:g}")
+def draw(table: DataFrame, looks: dict) -> FacetGrid:
+    grid = drawing.facets(table, 1.6)
+    scale = SymmetricalLogScale(None, linthresh=1, linscale=0.3)  # down to 0, the rank of a matrix of zeros
+    drawing.lines(grid, "place", MEASURE, looks, yscale=scale, ylim=(0, None))
+    for axes, part in drawing.cells(grid):
+        names = part.groupby("place")["name"].first()
+        some = names.iloc[[0, len(names) // 2, -1]]
+        axes.set_xticks(some.index, some)
+        axes.yaxis.set_major_formatter("{x:g}")
+    grid.set(xmargin=0.1)
+    return grid.set_axis_labels("layer", f"effective rank,\n{drawing.MEASURES[MEASURE]}")
 
 
-def name_layers(axes: Axes, layers: list[str]) -> None:
-    """Some of them: conv 1, 2, 3, 4, classifier."""
-    ticks = drawing.evenly([*range(len(layers))], TICKS)
-    names = [drawing.layer_name(layers[place].split(".")[0]) for place in ticks]
-    kinds = ["", *(name.split(" ")[0] for name in names)]
-    axes.set_xticks(ticks, [name.removeprefix(f"{kind} ") for kind, name in zip(kinds, names, strict=False)])
-
-
-def draw(table: DataFrame, runs: DataFrame, looks: dict) -> Figure:
-    layers = {panel: drawing.layers(part) for panel, part in table.groupby(PANEL)}
-    table = table.assign(place=[layers[s, d].index(layer) for s, d, layer in table[[*PANEL, "layer"]].to_numpy()])
-    table = drawing.strips(table, lambda panel: [*HEADS.values()])
-    grid = drawing.facets(table)
-    zero = (table[MEASURE] == 0).any()
-    drawing.lines(grid, table, "place", MEASURE, looks, limit=lambda axes: rank_scale(axes, zero))
-    for axes, part in drawing.cells(grid, table):
-        name_layers(axes, layers[tuple(part[PANEL].iloc[0])])
-    grid.set(xlabel="layer", xmargin=0.1, ylabel=f"effective rank,\n{drawing.MEASURES[MEASURE]}")
-    return drawing.finish(grid, runs, looks, height=0.95)
-
-
-def caption(table: DataFrame, runs: DataFrame, looks: dict) -> str:
+def caption(table: DataFrame) -> str:
     here = drawing.first(table)
-    layer = drawing.layers(here)[-2:][0]
-    means = here[here["layer"] == layer].pivot_table(MEASURE, "arm", "head", sort=False)
-    numbers = means.map("{:.3g}".format, na_action="ignore").fillna("–")
-    parts = [f"{head} {' / '.join(numbers[head])}" for head in HEADS.values() if head in means]
+    layer = select(here, place=max(here["place"].max() - 1, 0))
+    parts = [f"{head} {drawing.under(part, MEASURE)}" for head, part in layer.groupby("head", sort=False)]
     return (
-        f"Effective rank ({drawing.MEASURES[MEASURE]}, logarithmic axis) at the end of training. Means in "
-        f"{drawing.layer_name(layer)} of the {drawing.panel_name(here, looks)}, for "
-        f"{' / '.join(looks['label'][arm] for arm in means.index)}: {'; '.join(parts)}"
+        f"Effective rank ({drawing.MEASURES[MEASURE]}, logarithmic axis) at the end of training. "
+        f"{layer['panel'].iloc[0]}, {layer['name'].iloc[0]}: {'; '.join(parts)}."
     )
 
 

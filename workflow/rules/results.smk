@@ -1,0 +1,119 @@
+# From run folders to tidy tables, and from those to summaries, figures, pages and the paper.
+SUMMARIES = ["accuracy", "ranks", "alignment", "cost", "claims"]
+
+
+rule collect:
+    """A row per run, epoch, spectrum and cosine."""
+    input:
+        finished_runs,
+        "workflow/scripts/collect.py",
+        multiext("rankcollapse/", "ranks.py", "spectra.py"),  # a new measure tabulates anew, and trains nothing
+    output:
+        multiext(f"{RESULTS}/tables/", "runs.csv", "epochs.csv", "ranks.csv.gz", "alignment.csv"),
+    log:
+        f"{RESULTS}/logs/collect.log",
+    conda:
+        "../../envs/render.yaml"
+    params:
+        planned=list(RUNS),
+    shell:
+        f"python workflow/scripts/collect.py {RESULTS} 2>&1 | tee {{log:q}} >&2"
+
+
+rule summarise:
+    """Mean, standard deviation and n over seeds, a verdict on each claim, and the record of what they stand on."""
+    input:
+        rules.collect.output,
+        multiext("paper/", "published.yaml", "claims.yaml"),
+        multiext("workflow/scripts/", "summarise.py", "claims.py", "analysis.py"),
+    output:
+        expand(f"{RESULTS}/summary/{{table}}.csv", table=SUMMARIES),
+        f"{RESULTS}/provenance.json",
+    log:
+        f"{RESULTS}/logs/summarise.log",
+    conda:
+        "../../envs/render.yaml"
+    params:
+        title=GRID.title,  # of the plan, which is no input
+    shell:
+        f"python workflow/scripts/summarise.py {RESULTS} paper 2>&1 | tee {{log:q}} >&2"
+
+
+rule figure:
+    """One figure as SVG and PDF, with its caption. A change of its script, the tables or an arm's look redraws it."""
+    input:
+        rules.collect.output,
+        "workflow/scripts/figures/{figure}.py",
+        multiext("workflow/scripts/", "drawing.py", "analysis.py"),
+    output:
+        svg=report(
+            f"{FIGURES}/{{figure}}.svg",
+            category="Figures",
+            labels=lambda wildcards: {"figure": TITLES[wildcards.figure]},
+            caption="../report/figure.rst",
+        ),
+        pdf=f"{FIGURES}/{{figure}}.pdf",
+        caption=f"{FIGURES}/{{figure}}.txt",
+    log:
+        f"{RESULTS}/logs/figures/{{figure}}.log",
+    conda:
+        "../../envs/render.yaml"
+    params:
+        looks=json.dumps(LOOKS),
+    shell:
+        "python workflow/scripts/figures/{wildcards.figure}.py --looks {params.looks:q}"
+        f" --tables {RESULTS}/tables --out {FIGURES}/{{wildcards.figure}} 2>&1 | tee {{log:q}} >&2"
+
+
+rule pages:
+    """Each summary as a table of the HTML report; READMEs with the columns of all tables, and all figures."""
+    input:
+        rules.collect.output,
+        rules.summarise.output,
+        expand(f"{FIGURES}/{{figure}}.txt", figure=TITLES),
+        "workflow/scripts/pages.py",
+        "workflow/report/columns.yaml",
+    output:
+        f"{RESULTS}/README.md",
+        f"{FIGURES}/README.md",
+        [
+            report(
+                f"{RESULTS}/pages/{table}.html",
+                category="Tables",
+                labels={"table": table},
+                caption="../report/table.rst",
+            )
+            for table in SUMMARIES
+        ],
+    log:
+        f"{RESULTS}/logs/pages.log",
+    conda:
+        "../../envs/render.yaml"
+    params:
+        names=NAMES,
+    shell:
+        f"python workflow/scripts/pages.py {RESULTS} {FIGURES} {{params.names:q}} 2>&1 | tee {{log:q}} >&2"
+
+
+rule paper:
+    """The PDF, by typst. Its numbers come from the summaries alone."""
+    input:
+        rules.summarise.output,
+        expand(f"{FIGURES}/{{figure}}.{{kind}}", figure=TITLES, kind=["svg", "txt"]),
+        multiext("paper/", "paper.typ", "references.bib"),
+        "workflow/scripts/paper.py",
+    output:
+        report(
+            f"paper/{GRID.preset}/replication.pdf",
+            category="Paper",
+            labels={"paper": "replication"},
+            caption="../report/paper.rst",
+        ),
+    log:
+        f"{RESULTS}/logs/paper.log",
+    conda:
+        "../../envs/render.yaml"
+    params:
+        names=NAMES,
+    shell:
+        "python workflow/scripts/paper.py paper/paper.typ {params.names:q} {output} 2>&1 | tee {log:q} >&2"
