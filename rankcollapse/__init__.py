@@ -4,10 +4,9 @@
     model = rankcollapse.convert(model, rule="fa", generator=torch.Generator().manual_seed(0))
     assert not rankcollapse.check(model, inputs)
 
-The files follow the data: `config` and `grid` say what to run and which runs are the same, `datasets` and `data` make
-its images, `models` its network; `feedback` changes the backward pass and `rules` says where, `check` whether it did;
-`optim` makes the update, `probes` measures, `spectra` keeps and `ranks` evaluates what was measured; `training` is the
-loop, and `folder` what a run leaves.
+The files follow the data: `config` and `grid` say what to run, `datasets` and `data` make its images, `models` its
+network; `feedback` changes the backward pass, `rules` says where, `check` whether it did; `optim` makes the update;
+`probes` measures, `spectra` keeps, `ranks` evaluates; `training` is the loop, and `folder` what a run leaves.
 """
 
 import importlib
@@ -15,28 +14,22 @@ import importlib
 __version__ = "0.2.0"
 
 # Imported on first use: the workflow reads configs without paying the seconds that torch takes to load.
-_HOME = {
-    "RunConfig": "config",
-    "InputError": "errors",
-    "runs": "grid",
-    "identity": "grid",
-    "SETS": "datasets",
-    "load": "data",
-    "build": "models",
-    "convert": "rules",
-    "exact_feedback": "rules",
-    "RULES": "rules",
-    "check": "check",
-    "FeedbackLinear": "feedback",
-    "FeedbackConv2d": "feedback",
-    "MomentumSGD": "optim",
-    "FlatMuon": "optim",
-    "MEASURES": "ranks",
-    "measures": "ranks",
-    "singular_values": "probes",
-    "train": "folder",
-    "load_checkpoint": "folder",
+_NAMES = {
+    "config": ["RunConfig"],
+    "errors": ["InputError"],
+    "grid": ["runs", "identity"],
+    "datasets": ["SETS"],
+    "data": ["load"],
+    "models": ["build"],
+    "rules": ["convert", "exact_feedback", "RULES"],
+    "check": ["check"],
+    "feedback": ["FeedbackLinear", "FeedbackConv2d"],
+    "optim": ["MomentumSGD", "FlatMuon"],
+    "ranks": ["MEASURES", "measures"],
+    "probes": ["singular_values"],
+    "folder": ["train", "load_checkpoint"],
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_HOME)
 
 

@@ -12,21 +12,19 @@ from rankcollapse.errors import InputError
 
 def _train(args: argparse.Namespace) -> None:
     values = read("/dev/stdin" if args.config == "-" else args.config)
-    about, device, slots = None, args.device, args.gpu_slots
+    name, about, device, slots = args.run or args.out, None, args.device, args.gpu_slots
     if args.run is None:
         config = run_config(values)
     else:
         try:
-            planned, device, slots = values["runs"][args.run], values["device"], values["gpu_slots"]
-            config = checked(RunConfig, planned["config"], f"{args.config}, {args.run}")
+            planned, device, slots = values["runs"][name], values["device"], values["gpu_slots"]
+            config = checked(RunConfig, planned["config"], f"{args.config}, {name}")
             about = {key: planned[key] for key in ("study", "arm")}
         except (KeyError, TypeError) as error:
-            what = f"{args.config} is not a plan with the run {args.run!r} ({error})"
+            what = f"{args.config} is not a plan with the run {name!r} ({error})"
             raise InputError(f"{what}: run snakemake, which writes it") from error
         if args.identity not in (None, grid.identity(config)):
-            raise InputError(
-                f"{args.config} has {args.run} in another version than {args.identity}: run snakemake again"
-            )
+            raise InputError(f"{args.config} has {name} in another version than {args.identity}: run snakemake again")
     with gpus.claim(slots if device != "cpu" else 0):
         import torch  # only now: it reads CUDA_VISIBLE_DEVICES once
 
@@ -34,30 +32,21 @@ def _train(args: argparse.Namespace) -> None:
 
         if args.threads:
             torch.set_num_threads(args.threads)
-        name = args.run or args.out
         result = train(config, args.out, data_dir=args.data_dir, device=device, about=about, name=name)
     ending = "" if result["outcome"] == "finished" else f", DIVERGED in epoch {result['epochs']}"
-    print(
-        f"{name}: test {100 * result['test_accuracy']:.1f} %{ending}, {result['seconds']:.0f} s, "
-        f"{result['images_per_second']:.0f} images/s on {result['device']}",
-        file=sys.stderr,
-    )
+    cost = f"{result['seconds']:.0f} s, {result['images_per_second']:.0f} images/s on {result['device']}"
+    print(f"{name}: test {100 * result['test_accuracy']:.1f} %{ending}, {cost}", file=sys.stderr)
 
 
 def _data(args: argparse.Namespace) -> None:
-    if args.name not in datasets.SETS:
-        raise InputError(f"data set is {args.name!r}; it must be one of {', '.join(datasets.SETS)}")
     print(datasets.prepare(args.name, args.data_dir, args.out, args.download), file=sys.stderr)
 
 
 def _bench(args: argparse.Namespace) -> None:
     planned = grid.runs(grid.grid(functools.reduce(grid.overlay, map(read, args.configs))))
-    import torch
-
     from rankcollapse.bench import bench
 
-    torch.set_num_threads(args.threads)
-    bench(planned, args.rounds, args.device)
+    bench(planned, args.rounds, args.device, args.threads)
 
 
 def _schema(args: argparse.Namespace) -> None:
@@ -78,59 +67,44 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
 
     train = commands.add_parser("train", help="train one run and write its folder")
-    train.add_argument(
-        "config", metavar="CONFIG", help="YAML or JSON file of a run's knobs, - for standard input; or a plan"
-    )
-    train.add_argument(
-        "--run", metavar="NAME", help="the run of a plan, results/<preset>/plan.json, which also gives device and slots"
-    )
+    train.add_argument("config", metavar="CONFIG", help="YAML or JSON file of a run's knobs, - for standard input")
+    train.add_argument("--run", metavar="NAME", help="CONFIG is a grid's plan.json, and this the run of it to train")
     train.add_argument("--identity", help="stop if the run of the plan is not this one")
     train.add_argument("--out", required=True, metavar="DIR", help="run folder to write")
     train.add_argument("--data-dir", default="data", metavar="DIR", help="folder of the data sets (default data)")
     train.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where (default auto)")
     train.add_argument("--threads", type=_positive, help="CPU threads; torch's choice otherwise")
-    train.add_argument(
-        "--gpu-slots", type=_positive, default=1, metavar="N", help="runs that may share one GPU (default 1)"
-    )
-    train.set_defaults(call=_train)
+    train.add_argument("--gpu-slots", type=_positive, default=1, metavar="N", help="runs that may share one GPU")
 
     data = commands.add_parser("data", help="check a data set's official files and convert them for training")
-    data.add_argument("name", metavar="NAME", help=", ".join(datasets.SETS))
+    data.add_argument("name", choices=datasets.SETS)
     data.add_argument("--data-dir", default="data", metavar="DIR", help="folder of the official files (default data)")
-    data.add_argument(
-        "--out", default="data/ready", metavar="DIR", help="folder to write NAME/ to (default data/ready)"
-    )
+    data.add_argument("--out", default="data/ready", metavar="DIR", help="folder to write to (default data/ready)")
     data.add_argument("--no-download", dest="download", action="store_false", help="stop where the files are missing")
-    data.set_defaults(call=_data)
 
     bench = commands.add_parser("bench", help="print the cost of feedback alignment and of the probes, as ratios")
     bench.add_argument("configs", metavar="CONFIG", nargs="+", help="a grid's config, and presets to lay over it")
     bench.add_argument("--rounds", type=int, default=30, help="interleaved timings of the step (default 30)")
     bench.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where (default auto)")
     bench.add_argument("--threads", type=_positive, default=1, help="CPU threads (default 1)")
-    bench.set_defaults(call=_bench)
 
     schema = commands.add_parser("schema", help="write config.schema.json, by which editors check and complete configs")
     schema.add_argument("path", metavar="PATH", type=Path, nargs="?", default=Path("config.schema.json"))
     schema.add_argument("--check", action="store_true", help="exit 2 if it is not up to date")
-    schema.set_defaults(call=_schema)
     return top
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
-        args.call(args)
+        {"train": _train, "data": _data, "bench": _bench, "schema": _schema}[args.command](args)
     except InputError as error:
         print(f"rankcollapse: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # above all a full disk
         where = error.filename or getattr(args, "out", args.command)
-        print(
-            f"rankcollapse: {where}: {error.strerror}; free space or mend the path, then run the same command again: "
-            "what was complete before is untouched",
-            file=sys.stderr,
-        )
+        hint = "free space or mend the path, then run the same command again: what was complete before is untouched"
+        print(f"rankcollapse: {where}: {error.strerror}; {hint}", file=sys.stderr)
         return 3
     return 0
 

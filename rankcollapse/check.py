@@ -1,7 +1,6 @@
 """Does a converted model learn by its rule? Its gradients beside those of an explicit reference, on any model."""
 
 import copy
-import types
 
 import torch
 import torch.nn.functional as F
@@ -51,25 +50,22 @@ def _gradients(model: nn.Module, inputs: tuple) -> tuple[dict[str, Tensor | None
         layer.called = True  # the guard of `convert` would raise for the first; here all are named
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(0)  # dropout alike on both sides
-        outputs = tree_leaves(model(*tree_map_only(Tensor, _double, inputs)))
+        inputs = tree_map_only(Tensor, lambda x: x.detach().double() if x.is_floating_point() else x, inputs)
+        outputs = [y for y in tree_leaves(model(*inputs)) if isinstance(y, Tensor) and y.requires_grad]
         generator = torch.Generator().manual_seed(0)
-        outputs = [y for y in outputs if isinstance(y, Tensor) and y.requires_grad]
         sum((y * torch.randn(y.shape, generator=generator).to(y)).sum() for y in outputs).backward()
     return {name: p.grad for name, p in model.named_parameters()}, called
 
 
 def _make_explicit(layer: nn.Module, weight: nn.Parameter) -> None:
     """Give the layer a forward pass whose derivatives are the rule's, by autograd alone, with `weight` for W."""
+    product = F.linear if isinstance(layer, FeedbackLinear) else layer._conv_forward
 
-    def forward(self, x: Tensor) -> Tensor:
-        back = _product(self, x, self.feedback, None)
-        return _product(self, x.detach(), weight, self.bias) + (back - back.detach())
+    def forward(x: Tensor) -> Tensor:
+        back = product(x, layer.feedback, None)
+        return product(x.detach(), weight, layer.bias) + (back - back.detach())
 
-    layer.forward = types.MethodType(forward, layer)
-
-
-def _product(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(x, weight, bias) if isinstance(layer, FeedbackLinear) else layer._conv_forward(x, weight, bias)
+    layer.forward = forward
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -80,7 +76,3 @@ def _equal(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
     return float((a - b).abs().max()) <= TOLERANCE * max(float(b.abs().max()), torch.finfo(b.dtype).tiny)
-
-
-def _double(tensor: Tensor) -> Tensor:
-    return tensor.detach().double() if tensor.is_floating_point() else tensor

@@ -1,7 +1,6 @@
 """What one run is: every knob once, with its type, default, bounds, unit and reason. Read without torch.
 
-A default is what a run did before the knob was there, and never changes: a run's identity leaves out what is at its
-default. What a grid wants is said in its config.yaml.
+A default is what runs did before the knob was there, and never changes: an identity leaves out what is at its default.
 """
 
 import difflib
@@ -31,9 +30,7 @@ class Settings(Strict):
 
     # data
     dataset: Dataset = Field("digits", description="data set")
-    train_images: int | None = Field(
-        None, ge=1, description="size of the stratified training subset, images; null: all"
-    )
+    train_images: int | None = Field(None, ge=1, description="stratified subset to train on, images; null: all")
     validation_images: int = Field(200, ge=10, description="fixed validation split of the training set, images")
     flip: bool = Field(False, description="flip training images left to right at random")
     crop: int = Field(0, ge=0, le=8, description="zero padding before a random crop of training images, pixels")
@@ -41,9 +38,7 @@ class Settings(Strict):
     architecture: Literal["mlp", "cnn4", "resnet18"] = Field("cnn4", description="network")
     width: int = Field(32, ge=1, description="units of a hidden layer of the mlp, or channels of the first convolution")
     depth: int = Field(3, ge=1, description="hidden layers of the mlp")
-    stem_stride: int = Field(
-        1, ge=1, le=2, description="stride of the first convolution of resnet18; 2 costs a quarter"
-    )
+    stem_stride: int = Field(1, ge=1, le=2, description="stride of resnet18's first convolution; 2 costs a quarter")
     normalization: Literal["none", "batch"] = Field("none", description="normalisation of hidden activities")
     # learning rule and update
     rule: Literal["bp", "fa", "kp", "frozen", "frozen-fa", "frozen-bp"] = Field(
@@ -68,9 +63,7 @@ class Settings(Strict):
     # training
     epochs: int = Field(12, ge=1, description="passes over the training images")
     batch_size: int = Field(64, ge=2, description="images per step")
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="type of products in training, by autocast"
-    )
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="type of products in training (autocast)")
     channels_last: bool = Field(True, description="memory layout of images and convolutions: products run faster in it")
     compile: bool = Field(False, description="train through torch.compile")
     # probes
@@ -79,7 +72,6 @@ class Settings(Strict):
     gradient_window: int = Field(100, ge=2, description="rows of the sliding window of the rank curve")
     signals_every: int = Field(1, ge=0, description="epochs between two probes of the signals of a batch; 0 for none")
     probe_images: int = Field(64, ge=2, description="images of the fixed probe batch")
-
     seed: Seed = 0
 
 
@@ -88,25 +80,20 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> "RunConfig":
-        total = datasets.SETS[self.dataset].train
+        total, images = datasets.SETS[self.dataset].train, datasets.training_images(self)
         available, has = total - self.validation_images, f"{self.dataset} has {total} training images"
-        images = datasets.training_images(self)
         if available <= 0:
             raise ValueError(f"validation_images is {self.validation_images}, but {has}; it must be less")
         if images > available:
-            raise ValueError(
-                f"train_images is {self.train_images}, but {has}, which less validation_images "
-                f"{self.validation_images} leave {available}; it must be that or less"
-            )
+            left = f"which less validation_images {self.validation_images} leave {available}"
+            raise ValueError(f"train_images is {self.train_images}, but {has}, {left}; it must be that or less")
         for key in ("batch_size", "probe_images"):
             if getattr(self, key) > images:
                 raise ValueError(f"{key} is {getattr(self, key)}, more than the {images} training images")
         if self.precision == "bfloat16" and self.dataset == "digits" and self.architecture != "mlp":
             # oneDNN (torch 2.14) leaves the taps of a strided 3x3 kernel that see only padding uninitialised.
-            raise ValueError(
-                "precision is 'bfloat16', in which CPUs get convolutions over single pixels wrong, and to those the "
-                "8 x 8 digits shrink; it must be 'float32' for digits"
-            )
+            why = "CPUs get convolutions over single pixels wrong, and to those the 8 x 8 digits shrink"
+            raise ValueError(f"precision is 'bfloat16', in which {why}; it must be 'float32' for digits")
         if self.update == "top_r" and self.rank is None:
             raise ValueError("rank is missing: update 'top_r' needs the number of singular directions to keep")
         if self.update == "full_rank" and self.norm is None:
@@ -151,7 +138,11 @@ def _sentence(model: type[Strict], error: dict) -> str:
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
     if error["type"] == "missing":
         return f"key {key!r} is missing"
-    fields = _fields(model, loc)
+    for part in loc[:-1]:  # down to the model that the last part is a key of
+        if part in model.model_fields:
+            found = re.findall(r"\w+", str(model.model_fields[part].annotation))
+            model = next((inner for inner in Strict.__subclasses__() if inner.__name__ in found), model)
+    fields = model.model_fields
     if error["type"] in ("extra_forbidden", "invalid_key"):
         near = difflib.get_close_matches(str(loc[-1]), fields, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(fields)}"
@@ -164,13 +155,3 @@ def _sentence(model: type[Strict], error: dict) -> str:
         about = "YAML reads a number with an exponent only with a point: " + re.sub("[eE]", ".0e", error["input"])
     message = re.sub("^(Input|String|List|Dictionary|Value) should", "it must", message)
     return f"{key} is {error['input']!r}; {message}" + (f" ({about})" if about else "")
-
-
-def _fields(model: type[Strict], loc: list) -> dict[str, Any]:
-    """The fields of the model that the last part of `loc` is a key of."""
-    for part in loc[:-1]:
-        if part in model.model_fields:
-            found = re.findall(r"\w+", str(model.model_fields[part].annotation))
-            inner = [m for m in Strict.__subclasses__() if m.__name__ in found]
-            model = inner[0] if inner else model
-    return model.model_fields

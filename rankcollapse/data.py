@@ -106,11 +106,8 @@ def batches(data: Data, config: RunConfig, generator: torch.Generator, skip: int
     for start in range(skip * size, count, size):
         batch = slice(start, start + size)
         chosen = data.train[order[batch]]
-        images = chosen.images
-        if flips is not None:
-            images = flip(images, flips[batch])
-        if shifts is not None:
-            images = crop(images, shifts[batch], config.crop)
+        images = flip(chosen.images, flips[batch]) if config.flip else chosen.images
+        images = crop(images, shifts[batch], config.crop) if config.crop else images
         yield data.pixels(images), chosen.labels
 
 

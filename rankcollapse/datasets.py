@@ -8,7 +8,6 @@ A new set is a record in SETS, with a function that returns its training and its
 import contextlib
 import functools
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -126,10 +125,8 @@ def _cifar(kind: str, data_dir: Path, download: bool) -> tuple[Arrays, Arrays]:
         for name, md5 in [*make.train_list, *make.test_list, [make.meta["filename"], make.meta["md5"]]]:
             if not check_integrity(str(folder / name), md5):
                 state = "altered or truncated" if (folder / name).exists() else "missing"
-                raise InputError(
-                    f"{folder / name} is {state} (its md5 is not the official {md5}): replace it, or delete {folder} "
-                    "to download the set anew"
-                ) from error
+                what = f"{folder / name} is {state} (its md5 is not the official {md5})"
+                raise InputError(f"{what}: replace it, or delete {folder} to download the set anew") from error
         raise
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({error}): set data_dir to a folder that can") from error
@@ -138,31 +135,24 @@ def _cifar(kind: str, data_dir: Path, download: bool) -> tuple[Arrays, Arrays]:
 def _download(make: type, folder: Path) -> None:
     """Into a folder beside, then renamed: a download that is cut off leaves nothing that looks like a data set."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)
-    try:
-        make(temporary, download=True)
-        with contextlib.suppress(FileExistsError):  # another process was faster, with the same files
-            os.rename(Path(temporary) / make.base_folder, folder)
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"{folder} does not exist and could not be downloaded ({error}): put the official python-version files "
-            "there, or set data_dir to the folder that holds them"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True) as new:
+        try:
+            make(new, download=True)
+            with contextlib.suppress(FileExistsError):  # another process was faster, with the same files
+                os.rename(Path(new) / make.base_folder, folder)
+        except (OSError, RuntimeError) as error:
+            mend = "put the official python-version files there, or set data_dir to the folder that holds them"
+            raise InputError(f"{folder} does not exist and could not be downloaded ({error}): {mend}") from error
 
 
-SETS = {
-    s.name: s
-    for s in (
-        DataSet(
-            "cifar10", "CIFAR-10", 10, (3, 32, 32), 50_000, 10_000,
-            (0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159), functools.partial(_cifar, "CIFAR10"),
-        ),
-        DataSet(
-            "cifar100", "CIFAR-100", 100, (3, 32, 32), 50_000, 10_000,
-            (0.50708, 0.48655, 0.44092), (0.26733, 0.25644, 0.27615), functools.partial(_cifar, "CIFAR100"),
-        ),
-        DataSet("digits", "digits", 10, (1, 8, 8), 1_437, 360, (0.30493,), (0.37571,), _digits),
-    )
-}  # fmt: skip
+SETS = {s.name: s for s in (
+    DataSet(
+        "cifar10", "CIFAR-10", 10, (3, 32, 32), 50_000, 10_000,
+        (0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159), functools.partial(_cifar, "CIFAR10"),
+    ),
+    DataSet(
+        "cifar100", "CIFAR-100", 100, (3, 32, 32), 50_000, 10_000,
+        (0.50708, 0.48655, 0.44092), (0.26733, 0.25644, 0.27615), functools.partial(_cifar, "CIFAR100"),
+    ),
+    DataSet("digits", "digits", 10, (1, 8, 8), 1_437, 360, (0.30493,), (0.37571,), _digits),
+)}  # fmt: skip

@@ -44,19 +44,10 @@ class _Conv2d(torch.autograd.Function):
         x, feedback = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.geometry
         to_x, to_weight, _, to_bias, _ = ctx.needs_input_grad
+        wanted = to_x, to_weight, to_bias
         # The gradient of the weight does not depend on the weight handed in, so one call gives all three.
         grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-            delta,
-            x,
-            feedback,
-            [len(feedback)],
-            stride,
-            padding,
-            dilation,
-            False,
-            (0, 0),
-            groups,
-            (to_x, to_weight, to_bias),
+            delta, x, feedback, [len(feedback)], stride, padding, dilation, False, (0, 0), groups, wanted
         )
         return grad_x, grad_weight, None, grad_bias, None
 
@@ -70,10 +61,8 @@ class _Feedback:
     def _plain(self) -> bool:
         """Whether nothing will be sent back through this layer. Raises RuntimeError under tracing."""
         if torch.jit.is_tracing() or torch.compiler.is_exporting():
-            raise RuntimeError(
-                "a traced or exported graph would train by backpropagation: load the weights into a model that is not "
-                "converted, and trace that"
-            )
+            mend = "load the weights into a model that is not converted, and trace that"
+            raise RuntimeError(f"a traced or exported graph would train by backpropagation: {mend}")
         if torch.compiler.is_compiling() or not self.called:  # to set it is slow; to read it would compile twice
             self.called = True
         # Not `x.requires_grad`: it is false within torch.vmap, which must meet the Function and so its error.

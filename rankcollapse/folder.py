@@ -8,7 +8,6 @@ A folder with run.json in it is complete; without, it is not a result.
 """
 
 import contextlib
-import dataclasses
 import io
 import os
 import pickle
@@ -44,8 +43,7 @@ def train(
     then `diverged`, and what was measured is kept.
     """
     out, start, started = Path(out), time.perf_counter(), _now()
-    done = _claim(out, config)
-    if done is not None:
+    if done := _claim(out, config):
         return done
     where = pick_device(device)
     folder = datasets.prepare(config.dataset, data_dir, Path(data_dir).expanduser() / "ready")
@@ -58,39 +56,32 @@ def train(
         state.lap("probes")
         memory = _peak_memory_mb(where)
         test_loss, test_accuracy = evaluate(state.model, state.data, state.data.test, config)
-    trained = state.step * config.batch_size
-    result = {
-        **(about or {}),
-        "identity": grid.identity(config),
-        "outcome": outcome,
-        "epochs": len(state.epochs),
-        "test_accuracy": test_accuracy,
-        "test_loss": test_loss,
-        "validation_accuracy": state.epochs[-1]["validation_accuracy"],
-        "train_loss": state.epochs[-1]["train_loss"],
+    ending = {"identity": grid.identity(config), "outcome": outcome, "epochs": len(state.epochs)}
+    scores = {"test_accuracy": test_accuracy, "test_loss": test_loss}
+    scores |= {key: state.epochs[-1][key] for key in ("validation_accuracy", "train_loss")}
+    cost = {
         "parameters": sum(p.numel() for p in state.model.parameters()),
         "seconds": round(time.perf_counter() - start, 3),
         "train_seconds": round(state.seconds["train"], 3),
         "probe_seconds": round(state.seconds["probes"], 3),
-        "images_per_second": round(trained / state.seconds["train"], 1),
+        "images_per_second": round(state.step * config.batch_size / state.seconds["train"], 1),
         "memory_mb": memory,
-        "started": started,
-        "finished": _now(),
-        **environment(where),
-        "code": grid.training_code(),
     }
+    times = {"started": started, "finished": _now()}
+    place = {"device": device_label(where), "threads": torch.get_num_threads(), "python": platform.python_version()}
+    code = {"rankcollapse": rankcollapse.__version__, "torch": torch.__version__, "code": grid.training_code()}
+    result = {**(about or {}), **ending, **scores, **cost, **times, **place, **code}
     _write(out, config, state, result)
     return result
 
 
-def _write(out: Path, config: RunConfig, state: "State", result: dict) -> None:
+def _write(out: Path, config: RunConfig, state: State, result: dict) -> None:
     packed = io.BytesIO()  # written by Python: torch.save to a full disk raises no OSError
     torch.save({"config": config.model_dump(), "model": state.model.state_dict(), "epoch": len(state.epochs)}, packed)
     files.write(out / "checkpoint.pt", lambda path: path.write_bytes(packed.getbuffer()))
     files.write_text(out / "metrics.csv", _csv(state.epochs[0], [row.values() for row in state.epochs]))
     spectra.save_spectra(out / "spectra.npz", state.probes.spectra)
-    columns = [field.name for field in dataclasses.fields(probes.Alignment)]
-    files.write_text(out / "alignment.csv", _csv(columns, map(dataclasses.astuple, state.probes.alignment)))
+    files.write_text(out / "alignment.csv", _csv(probes.ALIGNMENT, state.probes.alignment))
     files.write_json(out / "run.json", result)
 
 
@@ -112,17 +103,13 @@ def _claim(out: Path, config: RunConfig) -> dict | None:
     there, here = out / "config.json", config.model_dump()
     if there.exists():
         found = {**RunConfig().model_dump(), **read(there)}  # a knob that is newer than the folder was at its default
-        changed = sorted(key for key in {*found, *here} if found.get(key) != here.get(key))
-        if changed:
-            key = changed[0]
-            raise InputError(
-                f"{out} holds the run of another config ({key} is {found.get(key)!r} there, {here.get(key)!r} here): "
-                "choose another folder, or delete that one"
-            )
-        if (out / "run.json").exists():
-            done = read(out / "run.json")
-            if done.get("identity") == grid.identity(config):
-                return done
+        for key in sorted({*found, *here}):
+            if found.get(key) != here.get(key):
+                other = f"another config ({key} is {found.get(key)!r} there, {here.get(key)!r} here)"
+                raise InputError(f"{out} holds the run of {other}: choose another folder, or delete that one")
+        done = read(out / "run.json") if (out / "run.json").exists() else {}
+        if done.get("identity") == grid.identity(config):
+            return done
     files.write_json(there, here)
     return None
 
@@ -138,29 +125,19 @@ def _now() -> str:
 def _reset_peak_memory(device: torch.device) -> None:
     """From here on the peak is that of training, not of what was loaded and converted before."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with contextlib.suppress(OSError):  # where the system has no such switch the peak is the whole process's
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        return torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):  # where the system has no such switch the peak is the whole process's
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def _peak_memory_mb(device: torch.device) -> int:
     """Peak of the process since the reset, or of torch's memory on a GPU, MB."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20)
-    status = Path("/proc/self/status")
-    if status.exists():
-        return round(int(status.read_text(encoding="ascii").split("VmHWM:")[1].split()[0]) / 1024)
+    with contextlib.suppress(OSError):
+        return round(int(Path("/proc/self/status").read_text(encoding="ascii").split("VmHWM:")[1].split()[0]) / 1024)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def environment(device: torch.device) -> dict[str, str | int]:
-    """What a result depends on beyond its config."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
-    return {
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "rankcollapse": rankcollapse.__version__,
-        "torch": torch.__version__,
-    }
+def device_label(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"

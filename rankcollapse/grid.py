@@ -3,6 +3,7 @@
 import ast
 import functools
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,6 @@ from rankcollapse.errors import InputError
 NAME = "{study}/{dataset}/{arm}/seed{seed}"  # of a run: its folder below results/<preset>/runs
 # The modules that a run's bits depend on; of knobs their values count, see `identity`.
 TRAINING = ("data", "datasets", "feedback", "models", "optim", "probes", "rules", "spectra", "training")
-
 Name = Annotated[str, Field(pattern=r"^[a-z0-9+-]+$")]
 
 
@@ -47,9 +47,7 @@ class Study(Strict):
     title: str = Field("", description="its name in figures and tables; by default `name`")
     datasets: list[Dataset] = Field(min_length=1, description="data sets the study runs over")
     run: Settings = Field(Settings(), description="what this study sets in a run")
-    arms: dict[str, Settings] = Field(
-        min_length=1, description="its arms, with what each sets here beyond the arm itself"
-    )
+    arms: dict[str, Settings] = Field(min_length=1, description="its arms, with what each sets beyond the arm itself")
     cost: Cost
 
 
@@ -75,9 +73,7 @@ class Run:
     """A planned run: where it stands in the grid and what it is."""
 
     study: Study
-    dataset: str
     arm: str
-    seed: int
     config: RunConfig
 
     @property
@@ -86,7 +82,7 @@ class Run:
 
     @property
     def place(self) -> dict[str, str | int]:
-        return {"study": self.study.name, "dataset": self.dataset, "arm": self.arm, "seed": self.seed}
+        return {"study": self.study.name, "dataset": self.config.dataset, "arm": self.arm, "seed": self.config.seed}
 
     def seconds(self, device: str) -> float:
         """Estimated time on one CPU core or GPU; start-up, test and probes are a fifth of training and 8 s."""
@@ -103,9 +99,8 @@ def overlay(config: dict, over: dict) -> dict:
 def grid(config: dict) -> Grid:
     """The grid of a config. Raises InputError, one sentence, for what it does not allow."""
     found = checked(Grid, config, "config")
-    lists = {"studies": [study.name for study in found.studies], "seeds": found.seeds}
-    lists |= {f"datasets of study {study.name!r}": study.datasets for study in found.studies}
-    for key, names in lists.items():
+    lists = {f"datasets of study {study.name!r}": study.datasets for study in found.studies}
+    for key, names in {"studies": [study.name for study in found.studies], "seeds": found.seeds, **lists}.items():
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise InputError(f"config: {key} holds {twice[0]!r} twice; it must hold each once")
@@ -114,30 +109,21 @@ def grid(config: dict) -> Grid:
 
 def runs(grid: Grid) -> list[Run]:
     """Every run of a grid, in its order. Raises InputError, one sentence, for whatever cannot be run."""
-    return [run for study in grid.studies for arm in study.arms for run in _runs(grid, study, arm)]
-
-
-def _runs(grid: Grid, study: Study, arm: str) -> list[Run]:
-    if arm not in grid.arms:
-        known = ", ".join(grid.arms)
-        raise InputError(f"config: study {study.name!r} has the unknown arm {arm!r}; the arms are {known}")
-    # The more special wins: a run's defaults, the study, the arm, the arm within the study.
-    values: dict = {}
-    for settings in (grid.run, study.run, grid.arms[arm].run, study.arms[arm]):
-        values |= settings.model_dump(exclude_unset=True)
-    for key in ("dataset", "seed"):
-        if key in values:
-            raise InputError(f"config: study {study.name!r} sets {key!r} in a run; the grid does, by {key + 's'!r}")
     found = []
-    for dataset in study.datasets:
-        for seed in grid.seeds:
-            where = f"config: study {study.name!r}, arm {arm!r}, dataset {dataset!r}"
-            config = checked(RunConfig, {**values, "dataset": dataset, "seed": seed}, where)
-            found.append(Run(study, dataset, arm, seed, config))
+    for study in grid.studies:
+        where = f"config: study {study.name!r}"
+        for arm, special in study.arms.items():
+            if arm not in grid.arms:
+                raise InputError(f"{where} has the unknown arm {arm!r}; the arms are {', '.join(grid.arms)}")
+            settings = (grid.run, study.run, grid.arms[arm].run, special)  # the more special wins
+            values = {key: getattr(each, key) for each in settings for key in each.model_fields_set}
+            for key in ("dataset", "seed"):
+                if key in values:
+                    raise InputError(f"{where} sets {key!r} in a run; the grid does, by {key + 's'!r}")
+            for dataset, seed in itertools.product(study.datasets, grid.seeds):
+                knobs = {**values, "dataset": dataset, "seed": seed}
+                found.append(Run(study, arm, checked(RunConfig, knobs, f"{where}, arm {arm!r}, dataset {dataset!r}")))
     return found
-
-
-# ---- the same run ----
 
 
 def identity(config: RunConfig) -> str:
@@ -146,35 +132,28 @@ def identity(config: RunConfig) -> str:
     A new knob at its default, a comment or a new measure leaves it as it is. Snakemake retrains on it, and on no more.
     """
     knobs = config.model_dump(exclude_defaults=True)
-    return _sha256(json.dumps([knobs, training_code()], sort_keys=True))[:16]
+    return hashlib.sha256(json.dumps([knobs, training_code()], sort_keys=True).encode()).hexdigest()[:16]
 
 
 @functools.cache
 def training_code() -> str:
     """Hash of the modules that train, comments, docstrings and layout aside."""
-    paths = {name: Path(__file__).with_name(f"{name}.py") for name in TRAINING}
-    trees = {name: _bare(ast.parse(path.read_text(encoding="utf-8"))) for name, path in paths.items()}
-    return _sha256("\n".join(f"# {name}\n{ast.unparse(tree)}" for name, tree in trees.items()))[:16]
-
-
-def _bare(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return tree
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    parts = []
+    for name in TRAINING:
+        tree = ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:] or [ast.Pass()]
+        parts.append(f"# {name}\n{ast.unparse(tree)}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def plan(grid: Grid) -> dict:
     """The grid resolved, for the jobs that run it: where to train, and every run with its identity and its knobs."""
-    shared = grid.model_dump(include={"preset", "title", "device", "gpu_slots"})
     planned = {}
     for run in runs(grid):
         planned[run.name] = {**run.place, "identity": identity(run.config), "config": run.config.model_dump()}
-    return {**shared, "runs": planned}
+    return {**grid.model_dump(include={"preset", "title", "device", "gpu_slots"}), "runs": planned}
 
 
 def schema() -> str:

@@ -18,9 +18,10 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 def _add(net: nn.Sequential, name: str, layer: nn.Module, normalization: str, relu: bool = True) -> None:
-    """Append the layer, the norm of its outputs, and ReLU."""
+    """Append the layer, the norm of its outputs, whose shift takes the place of the layer's bias, and ReLU."""
     net.add_module(name, layer)
     if normalization == "batch":
+        layer.bias = None
         conv = isinstance(layer, nn.Conv2d)
         net.append(nn.BatchNorm2d(layer.out_channels) if conv else nn.BatchNorm1d(layer.out_features))
     if relu:
@@ -32,8 +33,7 @@ def mlp(shape: tuple[int, int, int], classes: int, width: int, depth: int, norma
     sizes = [math.prod(shape)] + [width] * depth
     net = nn.Sequential(nn.Flatten())
     for i, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
-        linear = nn.Linear(inputs, outputs, bias=normalization == "none")
-        _add(net, f"hidden{i}", linear, normalization)
+        _add(net, f"hidden{i}", nn.Linear(inputs, outputs), normalization)
     net.add_module("head", nn.Linear(width, classes))
     return net
 
@@ -44,8 +44,7 @@ def cnn4(shape: tuple[int, int, int], classes: int, width: int, normalization: s
     sizes = [channels, width, 2 * width, 2 * width, 4 * width]
     net = nn.Sequential()
     for i, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
-        conv = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=normalization == "none")
-        _add(net, f"conv{i}", conv, normalization)
+        _add(net, f"conv{i}", nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), normalization)
         height, breadth = math.ceil(height / 2), math.ceil(breadth / 2)
     net.append(nn.Flatten())
     net.add_module("head", nn.Linear(sizes[-1] * height * breadth, classes))
@@ -57,15 +56,11 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, normalization: str):
         super().__init__()
-        bias = normalization == "none"
         self.residual, self.shortcut = nn.Sequential(), nn.Sequential()
-        first = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=bias)
-        second = nn.Conv2d(outputs, outputs, 3, 1, padding=1, bias=bias)
-        _add(self.residual, "conv1", first, normalization)
-        _add(self.residual, "conv2", second, normalization, relu=False)
+        _add(self.residual, "conv1", nn.Conv2d(inputs, outputs, 3, stride, padding=1), normalization)
+        _add(self.residual, "conv2", nn.Conv2d(outputs, outputs, 3, padding=1), normalization, relu=False)
         if stride != 1 or inputs != outputs:
-            projection = nn.Conv2d(inputs, outputs, 1, stride, bias=bias)
-            _add(self.shortcut, "conv", projection, normalization, relu=False)
+            _add(self.shortcut, "conv", nn.Conv2d(inputs, outputs, 1, stride), normalization, relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(self.residual(x) + self.shortcut(x))
@@ -74,17 +69,12 @@ class BasicBlock(nn.Module):
 def resnet18(shape: tuple[int, int, int], classes: int, width: int, stem_stride: int, normalization: str) -> nn.Module:
     """ResNet-18 (He et al. 2016) with the CIFAR stem: one 3x3 convolution of stride `stem_stride`, no max-pooling."""
     net = nn.Sequential()
-    stem = nn.Conv2d(shape[0], width, 3, stem_stride, padding=1, bias=normalization == "none")
-    _add(net, "stem", stem, normalization)
-    inputs = width
-    for stage, outputs in enumerate((width, 2 * width, 4 * width, 8 * width)):
-        for block in range(2):
-            stride = 2 if stage > 0 and block == 0 else 1
-            net.add_module(f"block{2 * stage + block + 1}", BasicBlock(inputs, outputs, stride, normalization))
-            inputs = outputs
-    net.append(nn.AdaptiveAvgPool2d(1))
-    net.append(nn.Flatten())
-    net.add_module("head", nn.Linear(inputs, classes))
+    _add(net, "stem", nn.Conv2d(shape[0], width, 3, stem_stride, padding=1), normalization)
+    sizes = [width, *(width * factor for factor in (1, 1, 2, 2, 4, 4, 8, 8))]
+    for i, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
+        net.add_module(f"block{i}", BasicBlock(inputs, outputs, outputs // inputs, normalization))
+    net.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten()])
+    net.add_module("head", nn.Linear(8 * width, classes))
     return net
 
 
@@ -110,9 +100,8 @@ def initialize(model: nn.Module, generator: torch.Generator) -> nn.Module:
         elif isinstance(module, NORMS):
             module.reset_parameters()  # constants: draws nothing
         elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
-            raise ValueError(
-                f"layer {name!r} is a {type(module).__name__}, whose law models.initialize does not know: add it there"
-            )
+            what = f"layer {name!r} is a {type(module).__name__}"
+            raise ValueError(f"{what}, whose law models.initialize does not know: add it there")
     return model
 
 

@@ -45,8 +45,7 @@ def full_rank(update: Tensor, norm: str) -> Tensor:
 def _svd(update: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Thin SVD; of a diverged update NaN all through, so that the loss shows it and the run is recorded as diverged."""
     if not bool(torch.isfinite(update).all()):
-        update = torch.full_like(update, float("nan"))
-        k = min(update.shape)
+        update, k = torch.full_like(update, float("nan")), min(update.shape)
         return update[:, :k], update.flatten()[:k], update[:k]
     return torch.linalg.svd(update, full_matrices=False)
 
@@ -102,9 +101,7 @@ class FlatMuon(torch.optim.Muon):
     def __init__(self, weights, lr: float, momentum: float, weight_decay: float, ns_steps: int, shape_factor: str):
         self.weights = list(weights)
         views = [nn.Parameter(flatten(w.detach())) for w in self.weights]
-        super().__init__(
-            views, lr=lr, momentum=momentum, weight_decay=weight_decay, ns_steps=ns_steps, adjust_lr_fn=shape_factor
-        )
+        super().__init__(views, lr, weight_decay, momentum, ns_steps=ns_steps, adjust_lr_fn=shape_factor)
 
     def step(self):
         for weight, view in zip(self.weights, self.param_groups[0]["params"], strict=True):
@@ -146,12 +143,10 @@ def intervention(model: nn.Module, config: RunConfig) -> Callable[[Tensor], Tens
     """The intervention of a RunConfig on matrices, or None. Raises InputError for a rank beyond a matrix."""
     if config.update == "top_r":
         for name, weight in models.matrices(model).items():
-            shape = flatten(weight).shape
-            if config.rank > min(shape):
-                raise InputError(
-                    f"rank is {config.rank}, beyond the {shape[0]} x {shape[1]} matrix of layer {name!r} of "
-                    f"{config.architecture}; it must be {min(shape)} or less"
-                )
+            rows, columns = flatten(weight).shape
+            if config.rank > min(rows, columns):
+                what = f"the {rows} x {columns} matrix of layer {name!r} of {config.architecture}"
+                raise InputError(f"rank is {config.rank}, beyond {what}; it must be {min(rows, columns)} or less")
         return lambda update: top_r(update, config.rank)
     if config.update == "full_rank":
         return lambda update: full_rank(update, config.norm)

@@ -7,8 +7,8 @@ running statistics of batch norm back.
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,9 @@ from rankcollapse.spectra import Spectrum
 
 ALL = "all"  # in place of a layer's name: the whole net
 POOLED_IMAGES = 32  # of each probe batch go into the pool: its eigenvalues cost their number cubed
+# Of a cosine: that of W and B (`weight`), or of the run's gradient and the BP gradient of the same batch (`gradient`).
+ALIGNMENT = ("quantity", "layer", "step", "value")
+LISTS = ("gradient_steps", "signal_steps", "alignment")  # of Probes, plain: in its state_dict as they are
 
 
 # ---- spectra by Gram matrices ----
@@ -60,43 +63,24 @@ def gram(rows: Tensor, device: torch.device | str = "cpu") -> Tensor:
 # ---- the measurements of a run ----
 
 
-@dataclass(frozen=True)
-class Alignment:
-    """A cosine: of W and B (`weight`), or of the run's gradient and the BP gradient of the same batch (`gradient`)."""
-
-    quantity: str
-    layer: str
-    step: int
-    value: float
-
-
 class Probes:
     """The measurements of a run, taken as it goes. Gradients are rows of the file `path`, which only grows."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        images: Tensor,
-        labels: Tensor,
-        config: RunConfig,
-        path: Path,
-    ):
-        """images: the normalised probe batch [n, channels, height, width]; not sorted by class."""
-        self.model, self.images, self.labels, self.config, self.path = model, images, labels, config, path
-        self.optimizer, self.rule = optimizer, RULES[config.rule]
+    def __init__(self, model: nn.Module, optimizer, batch: tuple[Tensor, Tensor], config: RunConfig, path: Path):
+        """optimizer: that of W. batch: normalised images [n, channels, height, width], not sorted by class; labels."""
+        self.model, self.optimizer, self.batch, self.config, self.path = model, optimizer, batch, config, path
         self.weights = models.matrices(model)
         self.learning = {name: w for name, w in self.weights.items() if w.requires_grad}
         # Under bf16 autocast a gradient is a bf16 tensor cast to float32: kept as bf16, nothing of it is lost.
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
         sizes = [w.numel() for w in self.learning.values()]
-        self.row = torch.empty(sum(sizes), dtype=dtype, device=labels.device)
+        self.row = torch.empty(sum(sizes), dtype=dtype, device=batch[1].device)
         self.parts = dict(zip(self.learning, self.row.split(sizes), strict=True))
         self.gradient_steps: list[int] = []
         self.signal_steps: list[int] = []
         self.pool: dict[tuple[str, str], list[Tensor]] = {}
         self.spectra: list[Spectrum] = []
-        self.alignment: list[Alignment] = []
+        self.alignment: list[tuple[str, str, int, float]] = []  # rows of ALIGNMENT
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         self.file = path.open("r+b")
@@ -105,21 +89,16 @@ class Probes:
         """All but the gradients, which are on disk when this returns: plain values and tensors."""
         self.file.flush()
         os.fsync(self.file.fileno())
-        return {
-            "gradient_steps": list(self.gradient_steps),
-            "signal_steps": list(self.signal_steps),
-            "pool": {key: list(parts) for key, parts in self.pool.items()},
-            "spectra": [(*astuple(s)[:-1], torch.from_numpy(s.values)) for s in self.spectra],
-            "alignment": [astuple(a) for a in self.alignment],
-        }
+        pool = {key: list(parts) for key, parts in self.pool.items()}
+        spectra = [(*astuple(s)[:-1], torch.from_numpy(s.values)) for s in self.spectra]
+        return {"pool": pool, "spectra": spectra, **{key: list(getattr(self, key)) for key in LISTS}}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from `state`; rows that the file of gradients got after it are written anew."""
-        self.gradient_steps, self.signal_steps = list(state["gradient_steps"]), list(state["signal_steps"])
-        device = self.row.device
-        self.pool = {key: [part.to(device) for part in parts] for key, parts in state["pool"].items()}
+        self.pool = {key: [part.to(self.row.device) for part in parts] for key, parts in state["pool"].items()}
         self.spectra = [Spectrum(*what, values.cpu().numpy()) for *what, values in state["spectra"]]
-        self.alignment = [Alignment(*row) for row in state["alignment"]]
+        for key in LISTS:
+            setattr(self, key, list(state[key]))
 
     # -- gradient trajectory --
 
@@ -135,8 +114,7 @@ class Probes:
         self.gradient_steps.append(step)
 
     def _trajectory(self) -> None:
-        total = len(self.gradient_steps)
-        window, stride = self.config.gradient_window, self.config.gradient_stride
+        total, window, stride = len(self.gradient_steps), self.config.gradient_window, self.config.gradient_stride
         if total < 2:
             return
         self.file.flush()
@@ -160,71 +138,59 @@ class Probes:
         return bool(every) and (epoch % every == 0 or epoch == self.config.epochs)
 
     def update(self, step: int) -> None:
-        """Right after the last of `step` steps, while its gradient is there: the spectra of what it added to W,
-        per unit of rate.
-        """
+        """Right after the last of `step` steps, while its gradient is there: what it added to W, per unit of rate."""
         for name, weight in self.learning.items():
             update = self.optimizer.direction(weight)
             self._add("update", name, "step", step, len(update), singular_values(update))
 
     def signals(self, step: int) -> None:
         """After `step` steps: spectra of errors and activations, and alignment, of the probe batch in float32."""
-        errors, activations, classifier_input, gradients = self._passes()
+        activations, errors, gradients = self._passes()
         for name, values in activations.items():
             self._add("activation", name, "batch", step, len(values), singular_values(values))
-        found = [("error", name, values) for name, values in errors.items()]
-        for quantity, name, values in [*found, ("classifier_input_error", "head", classifier_input)]:
+        for (quantity, name), values in errors.items():
             self._add(quantity, name, "batch", step, len(values), singular_values(values))
             self.pool.setdefault((quantity, name), []).append(values[:POOLED_IMAGES].clone())
         self.signal_steps.append(step)
-        self._alignment(step, gradients)
+        self._align(step, gradients)
 
-    def _passes(self) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, dict[str, Tensor]]:
-        """δ and h of every layer [samples, features], ∂L/∂h of the classifier's input, and the weights' gradients."""
-        inputs: dict[str, Tensor] = {}
-        outputs: dict[str, Tensor] = {}
+    def _passes(self) -> tuple[dict[str, Tensor], dict[tuple[str, str], Tensor], dict[str, Tensor]]:
+        """By layer: its h [samples, features], errors by quantity as well, [samples, features], and W's gradient."""
+        seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
-        def keep(name):
-            def hook(module, args, output):
-                inputs[name], outputs[name] = args[0], output
+        def keep(layer: nn.Module, args: tuple, output: Tensor) -> None:
+            seen[layer] = args[0], output
 
-            return hook
+        images, labels = self.batch
+        with ExitStack() as hooks, _untouched(self.model):
+            layers = [self.model.get_submodule(name) for name in self.weights]
+            for layer in layers:
+                hooks.enter_context(layer.register_forward_hook(keep))
+            loss = F.cross_entropy(self.model(images), labels)
+            inputs, outputs = zip(*(seen[layer] for layer in layers), strict=True)
+            found = torch.autograd.grad(loss, [*outputs, inputs[-1], *self.weights.values()])
+        measured = [*(("error", name) for name in self.weights), ("classifier_input_error", "head")]
+        activations = {name: h.detach().flatten(1) for name, h in zip(self.weights, inputs, strict=True)}
+        errors = {key: error.flatten(1) for key, error in zip(measured, found, strict=False)}
+        return activations, errors, dict(zip(self.weights, found[len(measured) :], strict=True))
 
-        modules = dict(self.model.named_modules())
-        handles = [modules[name].register_forward_hook(keep(name)) for name in self.weights]
-        try:
-            with _untouched(self.model):
-                loss = F.cross_entropy(self.model(self.images), self.labels)
-                last = list(self.weights)[-1]
-                found = torch.autograd.grad(loss, [*outputs.values(), inputs[last], *self.weights.values()])
-        finally:
-            for handle in handles:
-                handle.remove()
-        errors = dict(zip(outputs, (g.flatten(1) for g in found), strict=False))
-        activations = {name: h.detach().flatten(1) for name, h in inputs.items()}
-        gradients = dict(zip(self.weights, found[len(outputs) + 1 :], strict=True))
-        return errors, activations, found[len(outputs)].flatten(1), gradients
-
-    def _alignment(self, step: int, gradients: dict[str, Tensor]) -> None:
-        feedback = self.rule.feedback(self.model)
+    def _align(self, step: int, gradients: dict[str, Tensor]) -> None:
+        rule, names = RULES[self.config.rule], list(self.weights)
+        feedback = rule.feedback(self.model)
         if not feedback:
             return
-        with self.rule.exact(self.model), _untouched(self.model):
-            loss = F.cross_entropy(self.model(self.images), self.labels)
-            exact = dict(zip(self.weights, torch.autograd.grad(loss, list(self.weights.values())), strict=True))
-        names = list(self.weights)
-        for name in names[1:]:  # no error is sent below the first layer: its B is never used
-            self._align("weight", name, step, _products(self.weights[name], feedback[name]))
+        with rule.exact(self.model):
+            *_, exact = self._passes()
+        # No error is sent below the first layer: its B is never used.
+        weight = {name: _products(self.weights[name], feedback[name]) for name in names[1:]}
         # The classifier's gradient is exact in every rule: its cosine is 1.
-        products = {name: _products(gradients[name], exact[name]) for name in names[:-1]}
-        for name, found in products.items():
-            self._align("gradient", name, step, found)
-        if products:
-            self._align("gradient", ALL, step, torch.stack(list(products.values())).sum(0))
-
-    def _align(self, quantity: str, name: str, step: int, products: Tensor) -> None:
-        ab, aa, bb = products.tolist()
-        self.alignment.append(Alignment(quantity, name, step, ab / (aa * bb) ** 0.5 if aa * bb else math.nan))
+        gradient = {name: _products(gradients[name], exact[name]) for name in names[:-1]}
+        if gradient:
+            gradient[ALL] = torch.stack(list(gradient.values())).sum(0)
+        for quantity, products in (("weight", weight), ("gradient", gradient)):
+            for layer, found in products.items():
+                ab, aa, bb = found.tolist()
+                self.alignment.append((quantity, layer, step, ab / (aa * bb) ** 0.5 if aa * bb else math.nan))
 
     # -- the end --
 
@@ -252,9 +218,7 @@ def _products(a: Tensor, b: Tensor) -> Tensor:
 
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Passes in here, forward and backward, run in train mode, frozen weights with gradients of their own; running
-    statistics, mode and what learns are put back after.
-    """
+    """Passes in here run in train mode and reach frozen weights; mode, freeze and running statistics are put back."""
     training, norms = model.training, [m for m in model.modules() if isinstance(m, models.NORMS)]
     statistics = [(b, b.clone()) for norm in norms for b in norm.buffers()]
     frozen = [w for w in models.matrices(model).values() if not w.requires_grad]
@@ -267,6 +231,5 @@ def _untouched(model: nn.Module) -> Iterator[None]:
         model.train(training)
         for weight in frozen:
             weight.requires_grad_(False)
-        with torch.no_grad():
-            for buffer, kept in statistics:
-                buffer.copy_(kept)
+        for buffer, kept in statistics:
+            buffer.copy_(kept)

@@ -4,25 +4,19 @@
 is normalised, singular values or their squares, so both are here under names of their own.
 """
 
-from collections.abc import Callable
-
 import numpy as np
-
-
-def _exp_entropy(weights: np.ndarray) -> float:
-    p = weights / weights.sum()
-    p = p[p > 0]
-    return float(np.exp(-(p * np.log(p)).sum()))
 
 
 def entropy_s(s: np.ndarray) -> float:
     """exp(H(p)), p = s / Σs (Roy & Vetterli 2007)."""
-    return _exp_entropy(s)
+    p = s / s.sum()
+    p = p[p > 0]
+    return float(np.exp(-(p * np.log(p)).sum()))
 
 
 def entropy_s2(s: np.ndarray) -> float:
     """exp(H(p)), p = s² / Σs²: the one that gives the paper's picture for gradient trajectories."""
-    return _exp_entropy(s**2)
+    return entropy_s(s**2)
 
 
 def participation_ratio(s: np.ndarray) -> float:
@@ -35,12 +29,7 @@ def stable_rank(s: np.ndarray) -> float:
     return float((s**2).sum() / s.max() ** 2)
 
 
-MEASURES: dict[str, Callable[[np.ndarray], float]] = {
-    "entropy_s": entropy_s,
-    "entropy_s2": entropy_s2,
-    "participation_ratio": participation_ratio,
-    "stable_rank": stable_rank,
-}
+MEASURES = {measure.__name__: measure for measure in (entropy_s, entropy_s2, participation_ratio, stable_rank)}
 
 
 def measures(s: np.ndarray) -> dict[str, float]:

@@ -68,13 +68,18 @@ class FeedbackAlignment(Backpropagation):
     def attach(self, model: nn.Module, generator: torch.Generator | None, init: Init | None) -> None:
         if generator is None:
             raise ValueError("feedback weights are drawn at random: pass generator=torch.Generator().manual_seed(...)")
-        layers = _reachable(model)
-        for layer in layers:
+        for layer in _reachable(model):
             layer.__class__ = FEEDBACK_LAYERS[type(layer)]
+            weight = layer.weight.detach()
+            if init is None:
+                order = torch.randperm(weight.numel(), generator=generator, device=generator.device)
+                drawn = weight.flatten()[order.to(weight.device)].view(weight.shape)
+            else:
+                drawn = torch.empty(weight.shape, dtype=weight.dtype)
+                init(drawn, generator)
             # In the state dict, so that a checkpoint is complete; not a parameter, so that no optimiser sees it.
             # Laid out in memory as W is: a product with B then costs what one with W costs.
-            weight = layer.weight.detach()
-            layer.register_buffer("feedback", torch.empty_like(weight).copy_(_drawn(weight, generator, init)))
+            layer.register_buffer("feedback", torch.empty_like(weight).copy_(drawn))
         super().attach(model, generator, init)
         model.register_forward_hook(_guard)
         for name, layer in feedback_layers(model).items():
@@ -134,15 +139,6 @@ def convert(
     return model
 
 
-def _drawn(weight: Tensor, generator: torch.Generator, init: Init | None) -> Tensor:
-    if init is not None:
-        feedback = torch.empty(weight.shape, dtype=weight.dtype)
-        init(feedback, generator)
-        return feedback
-    order = torch.randperm(weight.numel(), generator=generator, device=generator.device)
-    return weight.flatten()[order.to(weight.device)].view(weight.shape)
-
-
 def _guard(model: nn.Module, args: tuple, output: object) -> None:
     """After a forward pass of the whole: a layer that was never called may not be learnt by another way.
 
@@ -173,10 +169,8 @@ def _watch(name: str, layer: nn.Module) -> None:
 
 def _refuse_bypass(name: str, layer: nn.Module) -> None:
     if not layer.called:
-        raise RuntimeError(
-            f"layer {name!r} was never called in a forward pass, yet its weight is part of one: the model hands it to "
-            "a function itself, and so it would learn by backpropagation"
-        )
+        what = f"layer {name!r} was never called in a forward pass, yet its weight is part of one"
+        raise RuntimeError(f"{what}: the model hands it to a function itself, and so it would learn by backpropagation")
 
 
 # ---- what can be converted ----
@@ -195,22 +189,15 @@ def _reachable(model: nn.Module) -> list[nn.Module]:
     """The layers to convert. Raises ValueError for any that cannot be."""
     layers = []
     for name, module in model.named_modules():
+        layer, own = f"layer {name or 'model'!r}", list(module.parameters(recurse=False))
         if type(module) in FEEDBACK_LAYERS.values():
-            raise ValueError(f"layer {name or 'model'!r} has feedback weights already; convert a fresh model")
-        if any(p.is_meta or nn.parameter.is_lazy(p) for p in module.parameters(recurse=False)):
-            raise ValueError(f"layer {name or 'model'!r} has no weights yet: initialise the model, then convert it")
+            raise ValueError(f"{layer} has feedback weights already; convert a fresh model")
+        if any(p.is_meta or nn.parameter.is_lazy(p) for p in own):
+            raise ValueError(f"{layer} has no weights yet: initialise the model, then convert it")
+        matrix = any(sum(n > 1 for n in p.shape) > 1 for p in own)
         if type(module) in FEEDBACK_LAYERS:
             layers.append(module)
-        elif _unreached(module):
-            raise ValueError(
-                f"layer {name or 'model'!r} is a {type(module).__name__}, whose weights feedback cannot reach: "
-                "only nn.Linear and nn.Conv2d themselves have feedback weights"
-            )
+        elif isinstance(module, _UNREACHED) or (matrix and not isinstance(module, _EXACT)):
+            what = f"{layer} is a {type(module).__name__}, whose weights feedback cannot reach"
+            raise ValueError(f"{what}: only nn.Linear and nn.Conv2d themselves have feedback weights")
     return layers
-
-
-def _unreached(module: nn.Module) -> bool:
-    """Whether an error would travel through weights of this module's own that are no feedback weights."""
-    own = [p.shape for p in module.parameters(recurse=False)]
-    matrix = any(sum(n > 1 for n in shape) > 1 for shape in own)
-    return isinstance(module, _UNREACHED) or (matrix and not isinstance(module, _EXACT))

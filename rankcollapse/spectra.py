@@ -47,6 +47,5 @@ def read_spectra(path: Path | str) -> list[Spectrum]:
             columns = [file[key].tolist() for key in COLUMNS]
             return [Spectrum(*row, values) for *row, values in zip(*columns, parts, strict=False)]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path} is not a readable spectra file ({error}): delete its run folder and run the same command again"
-        ) from error
+        mend = "delete its run folder and run the same command again"
+        raise InputError(f"{path} is not a readable spectra file ({error}): {mend}") from error

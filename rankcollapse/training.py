@@ -1,5 +1,6 @@
 """Training: the network of a run, all that it is between two steps, and the loop over them."""
 
+import copy
 import math
 import os
 import time
@@ -18,6 +19,7 @@ from rankcollapse.errors import InputError
 from rankcollapse.rules import RULES
 
 DIVERGED = 10.0  # a mean loss beyond this many times chance's, log(classes), counts as divergence; so does NaN
+VALUES = ("epoch_start", "step", "epochs", "loss_sum", "correct", "seconds")  # of a State's own, in its state_dict
 Report = Callable[[int, str], object]  # (steps done, a note at the end of an epoch or "")
 
 
@@ -33,8 +35,7 @@ class State:
 
     def __init__(self, config: RunConfig, data: batching.Data, gradients: Path):
         """`gradients`: the file of gradient rows. The run starts at the first step, on the device of `data`."""
-        self.config, self.data = config, data
-        self.device = data.train.labels.device
+        self.config, self.data, self.device = config, data, data.train.labels.device
         self.steps_per_epoch = datasets.steps_per_epoch(config)
         self.steps = config.epochs * self.steps_per_epoch
         self.model, self.rule = make_model(config, self.device), RULES[config.rule]
@@ -42,42 +43,29 @@ class State:
         self.optimizers = optim.build(self.model, config)
         self.schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=self.steps) for o in self.optimizers]
         order = torch.randperm(len(data.train), generator=batching.generator(config.seed, "probe"))
-        batch = data.train[order[: config.probe_images].to(self.device)]
-        self.probes = probes.Probes(
-            self.model, self.optimizers[0], data.pixels(batch.images), batch.labels, config, gradients
-        )
+        drawn = data.train[order[: config.probe_images].to(self.device)]
+        batch = data.pixels(drawn.images), drawn.labels
+        self.probes = probes.Probes(self.model, self.optimizers[0], batch, config, gradients)
         self.order = batching.generator(config.seed, "order")
         self.epoch_start = self.order.get_state()  # of `order`: the epoch's draws are made again from it
         self.step = 0
         self.epochs: list[dict] = []
-        self.loss_sum = torch.zeros((), device=self.device)  # over the steps of this epoch, as is `correct`
-        self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.loss_sum = self.correct = 0  # over the steps of this epoch; tensors then, so that no step waits for a GPU
         self.seconds = {"train": 0.0, "probes": 0.0, "evaluation": 0.0}
         self.mark = time.perf_counter()
+        self.parts = [self.model, *self.optimizers, *self.schedules, self.probes]  # with a state_dict of their own
 
     def state_dict(self) -> dict:
         """Plain values and tensors, not copied. With the rows of the file of gradients it is all of the run so far."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizers": [o.state_dict() for o in self.optimizers],
-            "schedules": [s.state_dict() for s in self.schedules],
-            "probes": self.probes.state_dict(),
-            "epoch_start": self.epoch_start,
-            **{key: getattr(self, key) for key in ("step", "epochs", "loss_sum", "correct", "seconds")},
-        }
+        return {"parts": [part.state_dict() for part in self.parts], **{key: getattr(self, key) for key in VALUES}}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on where `state` was taken, from a run of the same config: to the same bits as without the break."""
-        self.model.load_state_dict(state["model"])
-        for key in ("optimizers", "schedules"):
-            for part, there in zip(getattr(self, key), state[key], strict=True):
-                part.load_state_dict(there)
-        self.probes.load_state_dict(state["probes"])
-        self.order.set_state(state["epoch_start"].cpu())
-        self.step, self.epochs = state["step"], list(state["epochs"])
-        self.loss_sum.copy_(state["loss_sum"])
-        self.correct.copy_(state["correct"])
-        self.seconds = dict(state["seconds"])
+        for part, there in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(there)
+        for key in VALUES:
+            setattr(self, key, copy.copy(state[key]))
+        self.order.set_state(self.epoch_start.cpu())
 
     def lap(self, what: str) -> None:
         """Count the time since the last lap as spent on `what`."""
@@ -87,9 +75,14 @@ class State:
         self.seconds[what] += now - self.mark
         self.mark = now
 
+    def measure(self, probe: Callable[[int], None]) -> None:
+        """Run a probe of this step; its time does not count as training."""
+        self.lap("train")
+        probe(self.step)
+        self.lap("probes")
+
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """What is left of this epoch."""
-        self.epoch_start = self.order.get_state()
         return batching.batches(self.data, self.config, self.order, self.step - len(self.epochs) * self.steps_per_epoch)
 
     def take_step(self, images: Tensor, labels: Tensor) -> None:
@@ -100,23 +93,19 @@ class State:
             optimizer.zero_grad()
         loss.backward()
         if self.probes.wants_gradient(self.step):
-            self.lap("train")
-            self.probes.gradient(self.step)
-            self.lap("probes")
+            self.measure(self.probes.gradient)
         group = self.optimizers[0].param_groups[0]  # of the forward weights
         keep = 1 - group["lr"] * group["weight_decay"]
         for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
             optimizer.step()
             schedule.step()
         self.rule.after_step(self.model, keep)
-        self.loss_sum += loss.detach()
-        self.correct += (logits.detach().argmax(1) == labels).sum()
+        self.loss_sum = self.loss_sum + loss.detach()  # not in place: a state that was loaded is the caller's
+        self.correct = self.correct + (logits.detach().argmax(1) == labels).sum()
         self.step += 1
         epoch, rest = divmod(self.step, self.steps_per_epoch)
         if not rest and self.probes.wants_signals(epoch):
-            self.lap("train")
-            self.probes.update(self.step)
-            self.lap("probes")
+            self.measure(self.probes.update)
 
     def end_epoch(self) -> dict:
         """The row of metrics.csv, and the signals if they are due."""
@@ -131,15 +120,13 @@ class State:
         self.lap("evaluation")
         self.epochs.append({**row, "validation_loss": loss, "validation_accuracy": accuracy})
         self.epoch_start = self.order.get_state()
-        self.loss_sum.zero_()
-        self.correct.zero_()
+        self.loss_sum = self.correct = 0
         self.signals()
         return self.epochs[-1]
 
     def signals(self) -> None:
         if self.probes.wants_signals(len(self.epochs)):
-            self.probes.signals(self.step)
-            self.lap("probes")
+            self.measure(self.probes.signals)
 
 
 def fit(state: State, report: Report = lambda step, note: None) -> str:
@@ -165,11 +152,9 @@ def evaluate(model: nn.Module, data: batching.Data, split: batching.Split, confi
     """Mean cross-entropy and accuracy (0 to 1) of a split, in evaluation mode."""
     model.eval()
     loss, correct = 0.0, 0
-    for start in range(0, len(split), 1000):
-        batch = slice(start, start + 1000)
-        images, labels = data.pixels(split.images[batch]), split.labels[batch]
+    for images, labels in zip(split.images.split(1000), split.labels.split(1000), strict=True):
         with autocast(config, images.device):
-            logits = model(images)
+            logits = model(data.pixels(images))
         loss += float(F.cross_entropy(logits.float(), labels, reduction="sum"))
         correct += int((logits.argmax(1) == labels).sum())
     model.train()

@@ -282,7 +282,7 @@ def test_bfloat16_rows_lose_nothing_of_a_gradient_under_autocast(tmp_path, archi
     model, g = make_model(config), torch.Generator().manual_seed(1)
     images, labels = torch.randn(64, 3, 32, 32, generator=g), torch.randint(0, 10, (64,), generator=g)
     optimizer = optim.build(model, config)[0]
-    probe = probes.Probes(model, optimizer, images, labels, config, tmp_path / "gradients.bin")
+    probe = probes.Probes(model, optimizer, (images, labels), config, tmp_path / "gradients.bin")
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(images)
     F.cross_entropy(logits.float(), labels).backward()
