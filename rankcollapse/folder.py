@@ -136,7 +136,7 @@ def _peak_memory_mb(device: torch.device) -> int:
         return round(torch.cuda.max_memory_allocated(device) / 2**20)
     with contextlib.suppress(OSError):
         return round(int(Path("/proc/self/status").read_text(encoding="ascii").split("VmHWM:")[1].split()[0]) / 1024)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)  # a Mac counts bytes
 
 
 def device_label(device: torch.device) -> str:
