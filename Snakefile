@@ -19,6 +19,10 @@ onstart:
     start()
 
 
+onsuccess:
+    print(*edge_lines(), sep="\n", file=sys.stderr)
+
+
 rule all:
     default_target: True
     input:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from rankcollapse import datasets, files, gpus, grid
-from rankcollapse.config import RunConfig, checked, read, run_config
+from rankcollapse.config import RunConfig, read, run_config
 from rankcollapse.errors import InputError
 
 
@@ -17,13 +17,18 @@ def _train(args: argparse.Namespace) -> None:
         config = run_config(values)
     else:
         try:
-            planned, device, slots = values["runs"][name], values["device"], values["gpu_slots"]
-            config = checked(RunConfig, planned["config"], f"{args.config}, {name}")
+            planned, device, slots = (
+                {**values["runs"], **values["candidates"]}[name],
+                values["device"],
+                values["gpu_slots"],
+            )
+            config = grid.resolved(planned, f"{args.config}, {name}")
             about = {key: planned[key] for key in ("study", "arm")}
+            identity = grid.identity(config, RunConfig.model_fields.keys() - planned["config"].keys())
         except (KeyError, TypeError) as error:
             what = f"{args.config} is not a plan with the run {name!r} ({error})"
             raise InputError(f"{what}: run snakemake, which writes it") from error
-        if args.identity not in (None, grid.identity(config)):
+        if args.identity not in (None, identity):
             raise InputError(f"{args.config} has {name} in another version than {args.identity}: run snakemake again")
     with gpus.claim(slots if device != "cpu" else 0):
         import torch  # only now: it reads CUDA_VISIBLE_DEVICES once
@@ -35,7 +40,8 @@ def _train(args: argparse.Namespace) -> None:
         result = train(config, args.out, data_dir=args.data_dir, device=device, about=about, name=name)
     ending = "" if result["outcome"] == "finished" else f", DIVERGED in epoch {result['epochs']}"
     cost = f"{result['seconds']:.0f} s, {result['images_per_second']:.0f} images/s on {result['device']}"
-    print(f"{name}: test {100 * result['test_accuracy']:.1f} %{ending}, {cost}", file=sys.stderr)
+    split = "validation" if config.tuning else "test"
+    print(f"{name}: {split} {100 * result[f'{split}_accuracy']:.1f} %{ending}, {cost}", file=sys.stderr)
 
 
 def _data(args: argparse.Namespace) -> None:

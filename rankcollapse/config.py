@@ -32,6 +32,8 @@ class Settings(Strict):
     dataset: Dataset = Field("digits", description="data set")
     train_images: int | None = Field(None, ge=1, description="stratified subset to train on, images; null: all")
     validation_images: int = Field(200, ge=10, description="fixed validation split of the training set, images")
+    tuning_images: int = Field(0, ge=0, description="training images set apart for tuning, which no other run draws")
+    tuning: bool = Field(False, description="a candidate of the tuning: it draws from those, and sees no test image")
     flip: bool = Field(False, description="flip training images left to right at random")
     crop: int = Field(0, ge=0, le=8, description="zero padding before a random crop of training images, pixels")
     # model
@@ -45,6 +47,9 @@ class Settings(Strict):
         "bp",
         description="learning rule: backpropagation, feedback alignment, Kolen-Pollack, or hidden weights frozen: the "
         "classifier alone learns, or norm parameters too, by FA's errors or exact ones",
+    )
+    learning_blocks: int | None = Field(
+        None, ge=1, description="blocks before the classifier that learn, the others as initialised; null: all"
     )
     optimizer: Literal["sgd", "muon"] = Field("sgd", description="update: momentum SGD or Muon")
     lr: float = Field(0.03, gt=0, description="peak learning rate, decayed to 0 along a cosine")
@@ -81,12 +86,13 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _fits(self) -> "RunConfig":
         total, images = datasets.SETS[self.dataset].train, datasets.training_images(self)
-        available, has = total - self.validation_images, f"{self.dataset} has {total} training images"
+        available, has = datasets.available(self), f"{self.dataset} has {total} training images"
         if available <= 0:
-            raise ValueError(f"validation_images is {self.validation_images}, but {has}; it must be less")
+            apart = f" and tuning_images {self.tuning_images}" if self.tuning_images else ""
+            raise ValueError(f"validation_images is {self.validation_images}{apart}, but {has}; it must be less")
         if images > available:
-            left = f"which less validation_images {self.validation_images} leave {available}"
-            raise ValueError(f"train_images is {self.train_images}, but {has}, {left}; it must be that or less")
+            left = f"of which validation_images {self.validation_images} and tuning_images {self.tuning_images} leave"
+            raise ValueError(f"train_images is {self.train_images}, but {has}, {left} {available}; it must be no more")
         for key in ("batch_size", "probe_images"):
             if getattr(self, key) > images:
                 raise ValueError(f"{key} is {getattr(self, key)}, more than the {images} training images")
@@ -94,6 +100,8 @@ class RunConfig(Settings):
             # oneDNN (torch 2.14) leaves the taps of a strided 3x3 kernel that see only padding uninitialised.
             why = "CPUs get convolutions over single pixels wrong, and to those the 8 x 8 digits shrink"
             raise ValueError(f"precision is 'bfloat16', in which {why}; it must be 'float32' for digits")
+        if self.learning_blocks and self.rule.startswith("frozen"):
+            raise ValueError(f"learning_blocks is {self.learning_blocks}, but under rule {self.rule!r} no block learns")
         if self.update == "top_r" and self.rank is None:
             raise ValueError("rank is missing: update 'top_r' needs the number of singular directions to keep")
         if self.update == "full_rank" and self.norm is None:
@@ -138,10 +146,11 @@ def _sentence(model: type[Strict], error: dict) -> str:
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
     if error["type"] == "missing":
         return f"key {key!r} is missing"
+    models = [*Strict.__subclasses__(), *Settings.__subclasses__()]
     for part in loc[:-1]:  # down to the model that the last part is a key of
         if part in model.model_fields:
             found = re.findall(r"\w+", str(model.model_fields[part].annotation))
-            model = next((inner for inner in Strict.__subclasses__() if inner.__name__ in found), model)
+            model = next((inner for inner in models if inner.__name__ in found), model)
     fields = model.model_fields
     if error["type"] in ("extra_forbidden", "invalid_key"):
         near = difflib.get_close_matches(str(loc[-1]), fields, n=1)

@@ -57,7 +57,8 @@ class Data:
 def load(config: RunConfig, folder: Path | str, device: torch.device | str = "cpu") -> Data:
     """The data of a run on `device`: a fixed, stratified validation split, and a training subset drawn by the seed.
 
-    `folder` is that of `datasets.prepare`. Raises InputError for files that are not what the set's record says.
+    The images set apart for tuning are another fixed, stratified split; a candidate draws its own from it, and its test
+    split is empty. `folder` is that of `datasets.prepare`. Raises InputError for files that are not what the set's record says.
     """
     record = datasets.SETS[config.dataset]
     images, labels = map(torch.from_numpy, datasets.mapped(config.dataset, folder))
@@ -65,10 +66,16 @@ def load(config: RunConfig, folder: Path | str, device: torch.device | str = "cp
     held_out = stratified(labels[: record.train], config.validation_images, fixed)
     rest = torch.ones(record.train, dtype=torch.bool)
     rest[held_out] = False
+    if config.tuning_images:
+        apart = rest.nonzero().flatten()
+        fixed = generator(0, f"tuning of {config.dataset}")
+        rest[apart[stratified(labels[apart], config.tuning_images, fixed)]] = False
     chosen = rest.nonzero().flatten()
+    if config.tuning and config.tuning_images:
+        chosen = apart[~rest[apart]]
     if config.train_images is not None:
         chosen = chosen[stratified(labels[chosen], config.train_images, generator(config.seed, "subset"))]
-    whole, test = Split(images, labels), torch.arange(record.train, len(labels))
+    whole, test = Split(images, labels), torch.arange(record.train, record.train if config.tuning else len(labels))
     train, validation, test = (whole[index].to(device) for index in (chosen, held_out, test))
     return Data(train, validation, test, *scale(config.dataset, device), config.channels_last)
 

@@ -46,7 +46,14 @@ class DataSet:
 
 def training_images(config) -> int:
     """Training images per epoch, before the last incomplete batch is left out."""
-    return config.train_images or SETS[config.dataset].train - config.validation_images
+    return config.train_images or available(config)
+
+
+def available(config) -> int:
+    """Training images that a run may draw from: those set apart for tuning, or what these and validation leave."""
+    if config.tuning and config.tuning_images:
+        return config.tuning_images
+    return SETS[config.dataset].train - config.validation_images - config.tuning_images
 
 
 def steps_per_epoch(config) -> int:

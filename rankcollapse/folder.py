@@ -2,9 +2,11 @@
 
     config.json      the resolved config                checkpoint.pt    weights, feedback weights, config
     metrics.csv      loss and accuracy of each epoch    spectra.npz      singular values of all that was probed
-    alignment.csv    cosines                            run.json         outcome, accuracy, cost, versions; written last
+    alignment.csv    cosines                            norms.csv        of activations, weights and BP gradients
+    run.json         outcome, accuracy, cost, versions; written last
 
-A folder with run.json in it is complete; without, it is not a result.
+A folder with run.json in it is complete; without, it is not a result. A candidate of the tuning leaves config.json,
+metrics.csv and run.json alone, and its run.json has no test accuracy.
 """
 
 import contextlib
@@ -55,10 +57,10 @@ def train(
         state.probes.finish()
         state.lap("probes")
         memory = _peak_memory_mb(where)
-        test_loss, test_accuracy = evaluate(state.model, state.data, state.data.test, config)
+        scores = {key: state.epochs[-1][key] for key in ("validation_accuracy", "train_loss")}
+        if not config.tuning:
+            scores["test_loss"], scores["test_accuracy"] = evaluate(state.model, state.data, state.data.test, config)
     ending = {"identity": grid.identity(config), "outcome": outcome, "epochs": len(state.epochs)}
-    scores = {"test_accuracy": test_accuracy, "test_loss": test_loss}
-    scores |= {key: state.epochs[-1][key] for key in ("validation_accuracy", "train_loss")}
     cost = {
         "parameters": sum(p.numel() for p in state.model.parameters()),
         "seconds": round(time.perf_counter() - start, 3),
@@ -76,12 +78,15 @@ def train(
 
 
 def _write(out: Path, config: RunConfig, state: State, result: dict) -> None:
-    packed = io.BytesIO()  # written by Python: torch.save to a full disk raises no OSError
-    torch.save({"config": config.model_dump(), "model": state.model.state_dict(), "epoch": len(state.epochs)}, packed)
-    files.write(out / "checkpoint.pt", lambda path: path.write_bytes(packed.getbuffer()))
     files.write_text(out / "metrics.csv", _csv(state.epochs[0], [row.values() for row in state.epochs]))
-    spectra.save_spectra(out / "spectra.npz", state.probes.spectra)
-    files.write_text(out / "alignment.csv", _csv(probes.ALIGNMENT, state.probes.alignment))
+    if not config.tuning:
+        packed = io.BytesIO()  # written by Python: torch.save to a full disk raises no OSError
+        content = {"config": config.model_dump(), "model": state.model.state_dict(), "epoch": len(state.epochs)}
+        torch.save(content, packed)
+        files.write(out / "checkpoint.pt", lambda path: path.write_bytes(packed.getbuffer()))
+        spectra.save_spectra(out / "spectra.npz", state.probes.spectra)
+        files.write_text(out / "alignment.csv", _csv(probes.SCALARS, state.probes.alignment))
+        files.write_text(out / "norms.csv", _csv(probes.SCALARS, state.probes.norms))
     files.write_json(out / "run.json", result)
 
 

@@ -1,22 +1,29 @@
-"""From the grid's config to its runs, study x dataset x arm x seed, and what makes two of them the same run."""
+"""From the grid's config to its runs, study x dataset x arm x seed, to the candidates that tune them, and what makes
+two of them the same run.
+"""
 
 import ast
 import functools
 import hashlib
 import itertools
 import json
+import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rankcollapse import datasets
-from rankcollapse.config import Dataset, RunConfig, Seed, Settings, Strict, checked
+from rankcollapse.config import Dataset, RunConfig, Seed, Settings, Strict, checked, read
 from rankcollapse.errors import InputError
 
 NAME = "{study}/{dataset}/{arm}/seed{seed}"  # of a run: its folder below results/<preset>/runs
+ARM = "{study}/{dataset}/{arm}"  # of what is tuned: the folder of its candidates below results/<preset>/tuning
+CANDIDATE = ARM + "/{candidate}/seed{seed}"
 # The modules that a run's bits depend on; of knobs their values count, see `identity`.
+SHORT = {"lr": "lr", "weight_decay": "wd"}  # knobs in the name of a candidate
 TRAINING = ("data", "datasets", "feedback", "models", "optim", "probes", "rules", "spectra", "training")
 Name = Annotated[str, Field(pattern=r"^[a-z0-9+-]+$")]
 
@@ -26,9 +33,60 @@ class Arm(Strict):
 
     label: str = Field(min_length=1, description="its name in figures and tables")
     colour: str = Field(pattern=r"^#[0-9a-fA-F]{6}$", description="hex colour, the same in every figure")
-    marker: Literal[tuple("osv^D<>PXhdp*8")] = Field(description="matplotlib marker, filled")
+    marker: Literal[tuple("osv^D<>PXhHdp*8")] = Field(description="matplotlib marker, filled")
     line: Literal["-", "--", "-.", ":"] = Field(description="matplotlib line style")
     run: Settings = Field(Settings(), description="what this algorithm sets in a run")
+
+
+class Tune(Strict):
+    """The candidates of an arm: the middle value of each knob, and around it each knob's other values, one at a time."""
+
+    lr: list[Annotated[float, Field(gt=0)]] = Field(min_length=3, description="learning rates to try, ascending")
+    weight_decay: list[Annotated[float, Field(ge=0)]] | None = Field(
+        None, min_length=3, description="weight decays to try, ascending; null: the arm's own"
+    )
+
+    @model_validator(mode="after")
+    def _ascending(self) -> "Tune":
+        for key, values in self.axes.items():
+            if values != sorted(set(values)) or len(values) % 2 == 0:
+                raise ValueError(f"{key} is {values}; it must be an odd number of values, ascending")
+        return self
+
+    @property
+    def axes(self) -> dict[str, list[float]]:
+        return self.model_dump(exclude_none=True)
+
+    @property
+    def middle(self) -> dict[str, float]:
+        return {key: values[len(values) // 2] for key, values in self.axes.items()}
+
+    @property
+    def candidates(self) -> list[dict[str, float]]:
+        found = [{**self.middle, key: value} for key, values in self.axes.items() for value in values]
+        return [candidate for i, candidate in enumerate(found) if candidate not in found[:i]]
+
+
+class StudyArm(Settings):
+    """An arm within a study. Its rate is fixed here, by `lr`, or tuned, or that of another arm."""
+
+    tune: Tune | None = Field(None, description="candidates for the rate")
+    like: str | None = Field(None, description="arm of this study whose tuned rate this one takes")
+    check: bool = Field(False, description="also train the candidates to full length, to see that they rank alike")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "StudyArm":
+        ways = [key for key in ("lr", "tune", "like") if getattr(self, key) and key in self.model_fields_set]
+        if len(ways) > 1:
+            raise ValueError(f"{' and '.join(ways)} are both set; a rate has one origin, so it must be one of them")
+        return self
+
+
+class Tuning(Strict):
+    """How candidates are trained."""
+
+    seeds: list[Seed] = Field([], description="seeds of the candidates; no run of the grid may have one of them")
+    share: float = Field(1.0, gt=0, le=1, description="share of a run's epochs that a candidate trains")
 
 
 class Cost(Strict):
@@ -47,7 +105,7 @@ class Study(Strict):
     title: str = Field("", description="its name in figures and tables; by default `name`")
     datasets: list[Dataset] = Field(min_length=1, description="data sets the study runs over")
     run: Settings = Field(Settings(), description="what this study sets in a run")
-    arms: dict[str, Settings] = Field(min_length=1, description="its arms, with what each sets beyond the arm itself")
+    arms: dict[str, StudyArm] = Field(min_length=1, description="its arms, with what each sets beyond the arm itself")
     cost: Cost
 
 
@@ -62,6 +120,8 @@ class Grid(Strict):
     download: bool = Field(True, description="download a missing CIFAR set")
     threads: int = Field(1, ge=1, description="CPU threads of one training job")
     gpu_slots: int = Field(1, ge=1, description="training jobs that share one GPU")
+    tuned: str | None = Field(None, description="table of choices, tuned.csv, to take rates from in place of tuning")
+    tuning: Tuning = Tuning()
     allow_missing: bool = Field(False, description="render from the runs that are there, marking the others as missing")
     run: Settings = Field(description="defaults of every run")
     arms: dict[Name, Arm] = Field(min_length=1, description="the algorithms, by name")
@@ -74,15 +134,37 @@ class Run:
 
     study: Study
     arm: str
-    config: RunConfig
+    config: RunConfig  # of a run whose rate is to be chosen, with that of the middle candidate
+    rate: str = "fixed"  # or tuned, or `as ARM`
+    candidate: str | None = None  # its name, if it is one
 
     @property
     def name(self) -> str:
-        return NAME.format(**self.place)
+        return (CANDIDATE if self.candidate else NAME).format(**self.place, candidate=self.candidate)
 
     @property
     def place(self) -> dict[str, str | int]:
         return {"study": self.study.name, "dataset": self.config.dataset, "arm": self.arm, "seed": self.config.seed}
+
+    @property
+    def source(self) -> str | None:
+        """The tuned arm, as ARM, whose choice this run takes; None for a fixed rate and for a candidate."""
+        if self.rate == "fixed" or self.candidate:
+            return None
+        return ARM.format(**{**self.place, "arm": self.arm if self.rate == "tuned" else self.rate.removeprefix("as ")})
+
+    @property
+    def knobs(self) -> dict:
+        """Those of its config that are settled before the tuning."""
+        return self.config.model_dump(exclude=self._chosen)
+
+    @property
+    def identity(self) -> str:
+        return identity(self.config, self._chosen)
+
+    @property
+    def _chosen(self) -> set[str]:
+        return {*self.study.arms[self.source.split("/")[2]].tune.axes} if self.source else set()
 
     def seconds(self, device: str) -> float:
         """Estimated time on one CPU core or GPU; start-up, test and probes are a fifth of training and 8 s."""
@@ -109,7 +191,19 @@ def grid(config: dict) -> Grid:
 
 def runs(grid: Grid) -> list[Run]:
     """Every run of a grid, in its order. Raises InputError, one sentence, for whatever cannot be run."""
-    found = []
+    return [run for run in _all(grid) if not run.candidate]
+
+
+def candidates(grid: Grid) -> list[Run]:
+    """Every run that tunes the grid: none if the choices are given. Raises InputError as `runs` does."""
+    return [] if grid.tuned else [run for run in _all(grid) if run.candidate]
+
+
+def _all(grid: Grid) -> list[Run]:
+    both = sorted({*grid.seeds} & {*grid.tuning.seeds})
+    if both:
+        raise InputError(f"config: seed {both[0]} is both in seeds and in tuning.seeds; a seed must tune or report")
+    found, counts = [], {}
     for study in grid.studies:
         where = f"config: study {study.name!r}"
         for arm, special in study.arms.items():
@@ -117,21 +211,59 @@ def runs(grid: Grid) -> list[Run]:
                 raise InputError(f"{where} has the unknown arm {arm!r}; the arms are {', '.join(grid.arms)}")
             settings = (grid.run, study.run, grid.arms[arm].run, special)  # the more special wins
             values = {key: getattr(each, key) for each in settings for key in each.model_fields_set}
+            values = {key: value for key, value in values.items() if key in RunConfig.model_fields}
+            origin = study.arms.get(special.like) if special.like else special
+            if origin is None or (special.like and not origin.tune):
+                raise InputError(
+                    f"{where}: arm {arm!r} is like {special.like!r}, which must be a tuned arm of the study"
+                )
+            rate = f"as {special.like}" if special.like else "tuned" if special.tune else "fixed"
+            if special.tune:
+                counts[study.name, arm] = len(special.tune.candidates)
+            values |= origin.tune.middle if origin.tune else {}
             for key in ("dataset", "seed"):
                 if key in values:
                     raise InputError(f"{where} sets {key!r} in a run; the grid does, by {key + 's'!r}")
-            for dataset, seed in itertools.product(study.datasets, grid.seeds):
-                knobs = {**values, "dataset": dataset, "seed": seed}
-                found.append(Run(study, arm, checked(RunConfig, knobs, f"{where}, arm {arm!r}, dataset {dataset!r}")))
+            for dataset in study.datasets:
+                place = f"{where}, arm {arm!r}, dataset {dataset!r}"
+                for seed in grid.seeds:
+                    config = checked(RunConfig, {**values, "dataset": dataset, "seed": seed}, place)
+                    found.append(Run(study, arm, config, rate))
+                found += _candidates(grid, found[-1], values, place) if special.tune else []
+    if len({*counts.values()}) > 1:
+        least, most = min(counts, key=counts.get), max(counts, key=counts.get)
+        what = f"{counts[least]} candidates for {'/'.join(least)} and {counts[most]} for {'/'.join(most)}"
+        raise InputError(f"config: tune gives {what}; every tuned arm must have the same number, or tuning is not fair")
     return found
 
 
-def identity(config: RunConfig) -> str:
+def _candidates(grid: Grid, run: Run, values: dict, place: str) -> list[Run]:
+    """The runs that tune the arm of `run`: short ones for each tuning seed, and those of full length that check them."""
+    if not grid.tuning.seeds and not grid.tuned:
+        raise InputError(f"{place} is to be tuned, but tuning.seeds is empty; it must hold a seed, or lr be set")
+    # What is probed is no part of a candidate: a change of it tunes nothing anew.
+    unprobed = {"gradient_every": 0, "signals_every": 0, "gradient_stride": 25, "gradient_window": 100}
+    values = {**values, **unprobed, "dataset": run.config.dataset, "probe_images": 2, "tuning": True}
+    short, found = math.ceil(grid.tuning.share * run.config.epochs), []
+    lengths = [(short, grid.tuning.seeds)]
+    if run.study.arms[run.arm].check and short < run.config.epochs:
+        lengths.append((run.config.epochs, grid.tuning.seeds[:1]))
+    for chosen, (epochs, seeds) in itertools.product(run.study.arms[run.arm].tune.candidates, lengths):
+        name = "-".join(f"{SHORT[key]}{value:g}" for key, value in chosen.items())
+        name += "" if epochs == short else "-full"
+        for seed in seeds:
+            config = checked(RunConfig, {**values, **chosen, "epochs": epochs, "seed": seed}, place)
+            found.append(Run(run.study, run.arm, config, run.rate, name))
+    return found
+
+
+def identity(config: RunConfig, without: Collection[str] = ()) -> str:
     """What a run's bits depend on, as a hash: knobs that differ from their defaults, and the code that trains.
 
-    A new knob at its default, a comment or a new measure leaves it as it is. Snakemake retrains on it, and on no more.
+    A new knob at its default, a comment or a new measure leaves it as it is. Snakemake retrains on it, and on no more,
+    but for knobs that are still to be chosen: those are left out by `without`, and a changed choice retrains.
     """
-    knobs = config.model_dump(exclude_defaults=True)
+    knobs = config.model_dump(exclude_defaults=True, exclude=set(without))
     return hashlib.sha256(json.dumps([knobs, training_code()], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -149,11 +281,27 @@ def training_code() -> str:
 
 
 def plan(grid: Grid) -> dict:
-    """The grid resolved, for the jobs that run it: where to train, and every run with its identity and its knobs."""
-    planned = {}
-    for run in runs(grid):
-        planned[run.name] = {**run.place, "identity": identity(run.config), "config": run.config.model_dump()}
-    return {**grid.model_dump(include={"preset", "title", "device", "gpu_slots"}), "runs": planned}
+    """The grid resolved, for the jobs that run it: where to train, and every run with its identity and its knobs.
+
+    A run whose rate is to be chosen lacks the knobs that are tuned, and names the file that will hold them, `choice`.
+    """
+    parts = {"runs": {}, "candidates": {}}
+    for part, planned in zip(parts.values(), (runs(grid), candidates(grid)), strict=True):
+        for run in planned:
+            part[run.name] = {**run.place, "rate": run.rate, "choice": choice(grid, run), "config": run.knobs}
+            part[run.name] |= {"candidate": run.candidate, "identity": run.identity}
+    return {**grid.model_dump(include={"preset", "title", "device", "gpu_slots", "tuned"}), **parts}
+
+
+def choice(grid: Grid, run: Run) -> str | None:
+    """The file with what was chosen for a run; None if there is nothing to choose."""
+    return f"results/{grid.preset}/tuning/{run.source}/choice.json" if run.source else None
+
+
+def resolved(planned: dict, where: str) -> RunConfig:
+    """The config of a run of a plan, with its choice. Raises InputError if that is not made or not a choice."""
+    chosen = read(planned["choice"]) if planned["choice"] else {}
+    return checked(RunConfig, {**planned["config"], **chosen}, where)
 
 
 def schema() -> str:

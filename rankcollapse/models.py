@@ -6,6 +6,7 @@ device, then filled from a generator.
 """
 
 import inspect
+import itertools
 import math
 from itertools import pairwise
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rankcollapse import datasets
+from rankcollapse.errors import InputError
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
@@ -76,6 +78,30 @@ def resnet18(shape: tuple[int, int, int], classes: int, width: int, stem_stride:
     net.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten()])
     net.add_module("head", nn.Linear(8 * width, classes))
     return net
+
+
+def blocks(net: nn.Sequential) -> list[list[nn.Module]]:
+    """The hidden blocks of a network, from the image on: each child with a name, and the nameless ones that follow it."""
+    found: list[list[nn.Module]] = []
+    for name, module in net.named_children():
+        if not name.isdigit():
+            found.append([])
+        if found:
+            found[-1].append(module)
+    return found[:-1]  # the last is the classifier
+
+
+def freeze(net: nn.Sequential, learning: int | None) -> None:
+    """Let the last `learning` blocks and the classifier learn, in place; None: all. Raises InputError beyond them."""
+    if learning is None:
+        return
+    found = blocks(net)
+    if learning > len(found):
+        what = f"learning_blocks is {learning}, but the network has {len(found)} blocks before its classifier"
+        raise InputError(f"{what}; it must be {len(found)} or less")
+    net.requires_grad_(False)
+    for module in [net.head, *itertools.chain(*found[-learning:])]:
+        module.requires_grad_(True)
 
 
 ARCHITECTURES = {"mlp": mlp, "cnn4": cnn4, "resnet18": resnet18}

@@ -1,4 +1,4 @@
-"""What is measured during a run: spectra of gradients, errors, activations and updates, and alignment angles.
+"""What is measured during a run: spectra of gradients, errors, activations and updates, alignment angles, and norms.
 
 A probe leaves training as it was, to the bit: it draws from no generator of the run, writes no gradient, and puts the
 running statistics of batch norm back.
@@ -18,14 +18,17 @@ from torch import Tensor, nn
 
 from rankcollapse import models
 from rankcollapse.config import RunConfig
+from rankcollapse.data import generator
 from rankcollapse.rules import RULES
 from rankcollapse.spectra import Spectrum
 
 ALL = "all"  # in place of a layer's name: the whole net
 POOLED_IMAGES = 32  # of each probe batch go into the pool: its eigenvalues cost their number cubed
-# Of a cosine: that of W and B (`weight`), or of the run's gradient and the BP gradient of the same batch (`gradient`).
-ALIGNMENT = ("quantity", "layer", "step", "value")
-LISTS = ("gradient_steps", "signal_steps", "alignment")  # of Probes, plain: in its state_dict as they are
+# Of a cosine: that of W and B (`weight`), or of the run's gradient and the BP gradient of the same batch (`gradient`),
+# each also with an untrained B in place of the run's (`weight_null`, `gradient_null`). Of a norm: the root mean square
+# of h (`activation`), the Frobenius norms of W (`weight`) and of the BP gradient (`reference`).
+SCALARS = ("quantity", "layer", "step", "value")
+LISTS = ("gradient_steps", "signal_steps", "alignment", "norms")  # of Probes, plain: in its state_dict as they are
 
 
 # ---- spectra by Gram matrices ----
@@ -80,7 +83,8 @@ class Probes:
         self.signal_steps: list[int] = []
         self.pool: dict[tuple[str, str], list[Tensor]] = {}
         self.spectra: list[Spectrum] = []
-        self.alignment: list[tuple[str, str, int, float]] = []  # rows of ALIGNMENT
+        self.alignment: list[tuple[str, str, int, float]] = []  # rows of SCALARS, as are those of `norms`
+        self.norms: list[tuple[str, str, int, float]] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         self.file = path.open("r+b")
@@ -144,7 +148,7 @@ class Probes:
             self._add("update", name, "step", step, len(update), singular_values(update))
 
     def signals(self, step: int) -> None:
-        """After `step` steps: spectra of errors and activations, and alignment, of the probe batch in float32."""
+        """After `step` steps: spectra of errors and activations, alignment and norms, of the probe batch in float32."""
         activations, errors, gradients = self._passes()
         for name, values in activations.items():
             self._add("activation", name, "batch", step, len(values), singular_values(values))
@@ -152,7 +156,11 @@ class Probes:
             self._add(quantity, name, "batch", step, len(values), singular_values(values))
             self.pool.setdefault((quantity, name), []).append(values[:POOLED_IMAGES].clone())
         self.signal_steps.append(step)
-        self._align(step, gradients)
+        reference = self._align(step, gradients)
+        sizes = {("activation", name): h.double().square().mean().sqrt() for name, h in activations.items()}
+        sizes |= {("weight", name): w.detach().double().norm() for name, w in self.weights.items()}
+        sizes |= {("reference", name): gradient.double().norm() for name, gradient in reference.items()}
+        self.norms += [(quantity, name, step, float(size)) for (quantity, name), size in sizes.items()]
 
     def _passes(self) -> tuple[dict[str, Tensor], dict[tuple[str, str], Tensor], dict[str, Tensor]]:
         """By layer: its h [samples, features], errors by quantity as well, [samples, features], and W's gradient."""
@@ -174,23 +182,29 @@ class Probes:
         errors = {key: error.flatten(1) for key, error in zip(measured, found, strict=False)}
         return activations, errors, dict(zip(self.weights, found[len(measured) :], strict=True))
 
-    def _align(self, step: int, gradients: dict[str, Tensor]) -> None:
-        rule, names = RULES[self.config.rule], list(self.weights)
-        feedback = rule.feedback(self.model)
+    def _align(self, step: int, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The cosines, where the rule has a B; the BP gradient of each W."""
+        rule, feedback = RULES[self.config.rule], RULES[self.config.rule].feedback(self.model)
         if not feedback:
-            return
+            return gradients
         with rule.exact(self.model):
             *_, exact = self._passes()
-        # No error is sent below the first layer: its B is never used.
-        weight = {name: _products(self.weights[name], feedback[name]) for name in names[1:]}
-        # The classifier's gradient is exact in every rule: its cosine is 1.
-        gradient = {name: _products(gradients[name], exact[name]) for name in names[:-1]}
-        if gradient:
-            gradient[ALL] = torch.stack(list(gradient.values())).sum(0)
-        for quantity, products in (("weight", weight), ("gradient", gradient)):
-            for layer, found in products.items():
-                ab, aa, bb = found.tolist()
-                self.alignment.append((quantity, layer, step, ab / (aa * bb) ** 0.5 if aa * bb else math.nan))
+        draw = generator(self.config.seed, f"untrained feedback, {step}")
+        fresh = {name: models.init_weight(torch.empty(w.shape), draw).to(w) for name, w in self.weights.items()}
+        with rule.through(self.model, fresh):
+            *_, untrained = self._passes()
+        for kind, b, found in (("", feedback, gradients), ("_null", fresh, untrained)):
+            # No error is sent below the first layer: its B is never used. The classifier's gradient is always exact.
+            weight = {name: _products(w, b[name]) for name, w in [*self.weights.items()][1:]}
+            gradient = {name: _products(found[name], exact[name]) for name in [*self.weights][:-1]}
+            if gradient:
+                gradient[ALL] = torch.stack(list(gradient.values())).sum(0)
+            for quantity, products in (("weight", weight), ("gradient", gradient)):
+                for layer, three in products.items():
+                    ab, aa, bb = three.tolist()
+                    cosine = ab / (aa * bb) ** 0.5 if aa * bb else math.nan
+                    self.alignment.append((quantity + kind, layer, step, cosine))
+        return exact
 
     # -- the end --
 
@@ -211,9 +225,9 @@ class Probes:
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:
-    """a·b, a·a and b·b of two tensors of one shape, float64 [3]."""
+    """a·b, a·a and b·b of two tensors of one shape, float64 [3], on the CPU."""
     a, b = a.detach().flatten().double(), b.detach().flatten().double()
-    return torch.stack([a @ b, a @ a, b @ b])
+    return torch.stack([a @ b, a @ a, b @ b]).cpu()
 
 
 @contextmanager

@@ -5,7 +5,7 @@ checkpoint is complete. A new rule is a class here, its name in RULES, and the n
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,17 +44,21 @@ class Backpropagation:
         return {name: layer.feedback for name, layer in feedback_layers(model).items()}
 
     @contextmanager
-    def exact(self, model: nn.Module) -> Iterator[None]:
-        """Within this context gradients are those of backpropagation: B is W in every layer."""
-        layers = feedback_layers(model).values()
-        kept = [layer.feedback for layer in layers]
+    def through(self, model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
+        """Within this context errors travel back through `weights`, by name of a layer, in place of B."""
+        layers = feedback_layers(model)
+        kept = self.feedback(model)
         try:
-            for layer in layers:
-                layer.feedback = layer.weight.detach()
+            for name, layer in layers.items():
+                layer.feedback = weights[name].detach()
             yield
         finally:
-            for layer, feedback in zip(layers, kept, strict=True):
-                layer.feedback = feedback
+            for name, layer in layers.items():
+                layer.feedback = kept[name]
+
+    def exact(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Within this context gradients are those of backpropagation: B is W in every layer."""
+        return self.through(model, {name: layer.weight for name, layer in feedback_layers(model).items()})
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ def make_model(config: RunConfig, device: torch.device | str = "cpu") -> nn.Modu
     """The network of a run as it is before the first step, on `device`, with its feedback weights."""
     model = models.build(config, batching.generator(config.seed, "weights"))
     RULES[config.rule].attach(model, batching.generator(config.seed, "feedback"), models.init_weight)
+    models.freeze(model, config.learning_blocks)
     return model.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
 
 

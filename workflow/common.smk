@@ -1,5 +1,6 @@
 # What all jobs share. The planned runs, the folders of this preset, and the lines at the start.
 import ast
+import csv
 import json
 import os
 import shutil
@@ -19,12 +20,13 @@ from rankcollapse.errors import InputError
 try:
     GRID = grid.grid(config)
     RUNS = {run.name: run for run in grid.runs(GRID)}
+    CANDIDATES = {run.name: run for run in grid.candidates(GRID)}
 except InputError as error:
     raise WorkflowError(str(error))
 
 RESULTS, FIGURES = f"results/{GRID.preset}", f"figures/{GRID.preset}"
 PLAN = f"{RESULTS}/plan.json"  # made by no job; training is not to wait for it, nor to run again for it
-RUN = grid.NAME.replace("{", "{wildcards.")
+TUNED = GRID.tuned or f"{RESULTS}/tuned.csv"
 GPUS = gpus.visible()
 DEVICE = "cpu" if GRID.device == "cpu" else "cuda"  # of the jobs, wherever they run
 ON_GPU = DEVICE == "cuda" and bool(GPUS)
@@ -77,31 +79,56 @@ NAMES = json.dumps(
 
 
 def run_json(name):
-    return f"{RESULTS}/runs/{name}/run.json"
+    """Of a run or a candidate, by name."""
+    return f"{RESULTS}/{'runs' if name in RUNS else 'tuning'}/{name}/run.json"
 
 
 def planned(wildcards):
-    """The run that a training job's wildcards name."""
-    name = grid.NAME.format(**wildcards)
-    if name not in RUNS:
+    """The run or candidate that a training job's wildcards name."""
+    name = (grid.CANDIDATE if "candidate" in wildcards.keys() else grid.NAME).format(**wildcards)
+    if name not in RUNS and name not in CANDIDATES:
         raise WorkflowError(f"{name} is not a run of preset {GRID.preset}: the config lacks its study, arm or seed")
-    return RUNS[name]
+    return RUNS.get(name) or CANDIDATES[name]
+
+
+def there(names):
+    """run.json of each; with allow_missing, of those that are there."""
+    return [path for path in map(run_json, names) if not GRID.allow_missing or os.path.exists(path)]
 
 
 def finished_runs(wildcards):
-    """run.json of every run; with allow_missing, of those that are there."""
-    return [path for path in map(run_json, RUNS) if not GRID.allow_missing or os.path.exists(path)]
+    return there(RUNS)
+
+
+def choices(wildcards):
+    """The choice that a run waits for, if its rate is not fixed."""
+    made = grid.choice(GRID, planned(wildcards))
+    return [made] if made else []
+
+
+def rivals(wildcards):
+    """What an arm's choice is made from: its candidates, or the table of choices that is given."""
+    arm = grid.ARM.format(**wildcards)
+    if GRID.tuned:
+        return GRID.tuned
+    return [run_json(name) for name in CANDIDATES if name.startswith(f"{arm}/")]
+
+
+def all_rivals(wildcards):
+    return there(CANDIDATES)
 
 
 def start_lines():
     """How many runs, on which devices, the estimated time and disk; and whether this machine is the one for it."""
     jobs = len(GPUS) * GRID.gpu_slots if ON_GPU else os.cpu_count()
     where = f"{len(GPUS)} GPUs" if ON_GPU else f"{os.cpu_count()} CPU cores"
-    hours = sum(run.seconds("cuda" if ON_GPU else "cpu") for run in RUNS.values()) / jobs / 3600
+    both = [*RUNS.values(), *CANDIDATES.values()]
+    hours = sum(run.seconds("cuda" if ON_GPU else "cpu") for run in both) / jobs / 3600
     time = f"{60 * hours:.0f} minutes" if hours < 2 else f"{hours:.0f} hours"
     disk = sum(run.study.cost.disk_mb for run in RUNS.values()) / 1000
     yield f"rankcollapse, preset {GRID.preset}: {GRID.title}"
-    yield f"  {len(RUNS)} training runs on {where}: about {time} for all of them, {disk:.1f} GB of disk below {RESULTS}"
+    tuning = f", rates from {GRID.tuned}," if GRID.tuned else f" and {len(CANDIDATES)} for tuning" if CANDIDATES else ""
+    yield f"  {len(RUNS)} training runs{tuning} on {where}: about {time} in all, {disk:.1f} GB of disk below {RESULTS}"
     if DEVICE == "cuda" and not GPUS:
         yield (
             "  No GPU here, and this grid is made for GPUs: on CPU cores take --configfile presets/quick.yaml (real "
@@ -110,6 +137,17 @@ def start_lines():
     idle = [arm for arm in GRID.arms if not any(arm in study.arms for study in GRID.studies)]
     if idle:
         yield f"  Arms of the config that no study of this preset runs: {', '.join(idle)}"
+
+
+def edge_lines():
+    """What to widen: the choices that lie at an end of the values tried."""
+    if not os.path.exists(TUNED):  # not every target needs it
+        return
+    with open(TUNED, encoding="utf-8", newline="") as table:
+        for row in csv.DictReader(table):
+            if row["edge"]:
+                where, chosen = "/".join(row[key] for key in ("study", "dataset", "arm")), row["edge"]
+                yield f"{TUNED}: the choice for {where} is the {chosen} tried: widen `tune` there, and run again"
 
 
 def start():
@@ -134,6 +172,7 @@ wildcard_constraints:
     dataset="[a-z0-9]+",
     arm="[a-z0-9+-]+",
     seed="[0-9]+",
+    candidate="[a-z0-9.+-]+",
     figure="|".join(TITLES),
 
 

@@ -1,4 +1,4 @@
-# The grid: each run is a job of its own.
+# The grid: each run is a job of its own, and so is each candidate that tunes an arm.
 
 
 rule data:
@@ -17,10 +17,11 @@ rule data:
 
 
 rule train:
-    """One run. It is trained again when its identity changes, its knobs or the code that trains, and for nothing else."""
+    """One run. It is trained again when its identity or its arm's choice changes, and for nothing else."""
     input:
+        choices,
         # Not for its time: a set converted anew is the same set.
-        ancient(multiext("data/ready/{dataset}/", "images.npy", "labels.npy")),
+        data=ancient(multiext("data/ready/{dataset}/", "images.npy", "labels.npy")),
     output:
         multiext(
             f"{RESULTS}/runs/{grid.NAME}/",
@@ -29,6 +30,7 @@ rule train:
             "metrics.csv",
             "spectra.npz",
             "alignment.csv",
+            "norms.csv",
             "run.json",
         ),
     log:
@@ -44,7 +46,54 @@ rule train:
         # Wall time to ask of a cluster, minutes: three times the estimate, for the device of its nodes.
         runtime=lambda wildcards: 10 + round(planned(wildcards).seconds(DEVICE) / 20),
     params:
-        identity=lambda wildcards: grid.identity(planned(wildcards).config),
+        run=lambda wildcards: planned(wildcards).name,
+        identity=lambda wildcards: planned(wildcards).identity,
+        folder=lambda wildcards, output: os.path.dirname(output[0]),
     shell:
-        f"python -m rankcollapse train {PLAN} --run {RUN} --identity {{params.identity}} --out {RESULTS}/runs/{RUN}"
-        " --threads {threads} 2>&1 | tee {log:q} >&2"
+        f"python -m rankcollapse train {PLAN} --run {{params.run}} --identity {{params.identity}}"
+        " --out {params.folder} --threads {threads} 2>&1 | tee {log:q} >&2"
+
+
+use rule train as candidate with:
+    input:
+        data=ancient(multiext("data/ready/{dataset}/", "images.npy", "labels.npy")),
+    output:
+        multiext(f"{RESULTS}/tuning/{grid.CANDIDATE}/", "config.json", "metrics.csv", "run.json"),
+    log:
+        f"{RESULTS}/logs/tuning/{grid.CANDIDATE}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/tuning/{grid.CANDIDATE}.tsv"
+
+
+rule choose:
+    """The rate of one arm: that of its best candidate, or what the given table says. Unchanged, it retrains nothing."""
+    input:
+        rivals,
+        "workflow/scripts/choose.py",
+    output:
+        f"{RESULTS}/tuning/{grid.ARM}/choice.json",
+    log:
+        f"{RESULTS}/logs/tuning/{grid.ARM}/choice.log",
+    conda:
+        "../../envs/render.yaml"
+    params:
+        arm=grid.ARM,
+    shell:
+        f"python workflow/scripts/choose.py {RESULTS} {{params.arm}} 2>&1 | tee {{log:q}} >&2"
+
+
+if not GRID.tuned:
+
+    rule tuned:
+        """All candidates and choices of this preset as one table, with which of them to look at again."""
+        input:
+            all_rivals,
+            "workflow/scripts/choose.py",
+        output:
+            f"{RESULTS}/tuned.csv",
+        log:
+            f"{RESULTS}/logs/tuned.log",
+        conda:
+            "../../envs/render.yaml"
+        shell:
+            f"python workflow/scripts/choose.py {RESULTS} 2>&1 | tee {{log:q}} >&2"
