@@ -27,6 +27,7 @@ rule all:
     default_target: True
     input:
         finished_runs,
+        TUNED,
         rules.collect.output,
         rules.summarise.output,
         rules.pages.output,

@@ -87,11 +87,12 @@ class RunConfig(Settings):
     def _fits(self) -> "RunConfig":
         total, images = datasets.SETS[self.dataset].train, datasets.training_images(self)
         available, has = datasets.available(self), f"{self.dataset} has {total} training images"
-        if available <= 0:
+        if total - self.validation_images - self.tuning_images <= 0:
             apart = f" and tuning_images {self.tuning_images}" if self.tuning_images else ""
             raise ValueError(f"validation_images is {self.validation_images}{apart}, but {has}; it must be less")
         if images > available:
             left = f"of which validation_images {self.validation_images} and tuning_images {self.tuning_images} leave"
+            left = "of which tuning_images sets apart" if self.tuning and self.tuning_images else left
             raise ValueError(f"train_images is {self.train_images}, but {has}, {left} {available}; it must be no more")
         for key in ("batch_size", "probe_images"):
             if getattr(self, key) > images:
@@ -153,7 +154,7 @@ def _sentence(model: type[Strict], error: dict) -> str:
             model = next((inner for inner in models if inner.__name__ in found), model)
     fields = model.model_fields
     if error["type"] in ("extra_forbidden", "invalid_key"):
-        near = difflib.get_close_matches(str(loc[-1]), fields, n=1)
+        near = difflib.get_close_matches(str(loc[-1]), fields, n=1, cutoff=0.7)
         hint = f"did you mean {near[0]!r}?" if near else f"the keys here are {', '.join(fields)}"
         return f"unknown key {key!r}; {hint}"
     message = error["msg"].removeprefix("Value error, ")

@@ -51,6 +51,8 @@ class Tune(Strict):
         for key, values in self.axes.items():
             if values != sorted(set(values)) or len(values) % 2 == 0:
                 raise ValueError(f"{key} is {values}; it must be an odd number of values, ascending")
+            if any(float(f"{value:g}") != value for value in values):  # as candidates are named, and tables written
+                raise ValueError(f"{key} is {values}; a value must have at most six digits")
         return self
 
     @property
@@ -182,6 +184,7 @@ def grid(config: dict) -> Grid:
     """The grid of a config. Raises InputError, one sentence, for what it does not allow."""
     found = checked(Grid, config, "config")
     lists = {f"datasets of study {study.name!r}": study.datasets for study in found.studies}
+    lists["tuning.seeds"] = found.tuning.seeds
     for key, names in {"studies": [study.name for study in found.studies], "seeds": found.seeds, **lists}.items():
         twice = [name for name in names if names.count(name) > 1]
         if twice:
@@ -221,9 +224,9 @@ def _all(grid: Grid) -> list[Run]:
             if special.tune:
                 counts[study.name, arm] = len(special.tune.candidates)
             values |= origin.tune.middle if origin.tune else {}
-            for key in ("dataset", "seed"):
+            for key, by in {"dataset": "datasets", "seed": "seeds", "tuning": "tune"}.items():
                 if key in values:
-                    raise InputError(f"{where} sets {key!r} in a run; the grid does, by {key + 's'!r}")
+                    raise InputError(f"{where} sets {key!r} in a run; the grid does, by {by!r}")
             for dataset in study.datasets:
                 place = f"{where}, arm {arm!r}, dataset {dataset!r}"
                 for seed in grid.seeds:
@@ -244,7 +247,7 @@ def _candidates(grid: Grid, run: Run, values: dict, place: str) -> list[Run]:
     # What is probed is no part of a candidate: a change of it tunes nothing anew.
     unprobed = {"gradient_every": 0, "signals_every": 0, "gradient_stride": 25, "gradient_window": 100}
     values = {**values, **unprobed, "dataset": run.config.dataset, "probe_images": 2, "tuning": True}
-    short, found = math.ceil(grid.tuning.share * run.config.epochs), []
+    short, found = math.ceil(round(grid.tuning.share * run.config.epochs, 9)), []  # 0.07 * 100 is above 7
     lengths = [(short, grid.tuning.seeds)]
     if run.study.arms[run.arm].check and short < run.config.epochs:
         lengths.append((run.config.epochs, grid.tuning.seeds[:1]))
@@ -301,6 +304,8 @@ def choice(grid: Grid, run: Run) -> str | None:
 def resolved(planned: dict, where: str) -> RunConfig:
     """The config of a run of a plan, with its choice. Raises InputError if that is not made or not a choice."""
     chosen = read(planned["choice"]) if planned["choice"] else {}
+    if planned["choice"] and chosen.keys() != RunConfig.model_fields.keys() - planned["config"].keys():
+        raise InputError(f"{planned['choice']} is not a choice for {where}: delete it and run the same command again")
     return checked(RunConfig, {**planned["config"], **chosen}, where)
 
 

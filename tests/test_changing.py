@@ -50,7 +50,7 @@ def _waves(data_dir: Path, download: bool) -> tuple[Arrays, Arrays]:
 
 SETS["waves"] = DataSet("waves", "Waves", 4, (1, 6, 6), 300, 60, (0.5,), (0.3,), _waves)
 """
-FIGURE = '''"""9. Losses at the end.
+FIGURE = '''"""12. Losses at the end.
 
 A point per run.
 """
@@ -138,7 +138,7 @@ def changed(tmp_path_factory) -> Path:
     replace(folder / "config.yaml", "  # The interventions on", ARM + "  # The interventions on")
     preset = yaml.safe_load((folder / "presets/demo.yaml").read_text(encoding="utf-8"))
     small = yaml.safe_load((folder / "tests/tiny.yaml").read_text(encoding="utf-8"))
-    run = {**preset["run"], **small["run"], "validation_images": 40}
+    run = {**preset["run"], **small["run"], "validation_images": 40, "tuning_images": 0}
     preset = {**preset, "run": run, "studies": [STUDY]}
     (folder / "presets/demo.yaml").write_text(yaml.safe_dump(preset), encoding="utf-8")
     touched = {str(path) for path, content in snapshot(folder).items() if before.get(path) != content}
@@ -172,7 +172,7 @@ def test_the_new_arm_and_data_set_are_in_the_figures_with_label_and_chance(chang
 
 def test_the_new_figure_is_drawn_and_in_gallery_and_paper(changed):
     gallery = (changed / "figures/demo/README.md").read_text(encoding="utf-8")
-    assert "9. Losses at the end" in gallery
+    assert "12. Losses at the end" in gallery
     assert "Test losses of 4 runs." in gallery
     pages = PdfReader(changed / "paper/demo/replication.pdf").pages
     assert "Test losses of 4 runs." in " ".join(" ".join(page.extract_text() for page in pages).split())

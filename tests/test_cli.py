@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import select
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -134,7 +135,8 @@ def plan(tmp_path):
     return path
 
 
-NAME = "mlp/digits/fa/seed1"
+NAME = "mlp/digits/bp/seed1"
+TUNED = "mlp/digits/fa/seed1"
 
 
 def test_train_takes_a_run_of_a_plan_with_its_place_and_its_device(training, plan, tmp_path, capsys):
@@ -143,9 +145,39 @@ def test_train_takes_a_run_of_a_plan_with_its_place_and_its_device(training, pla
     assert main(arguments[: arguments.index("--device")]) == 0, "the plan says where"
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"{NAME}: test ")
     done = result(tmp_path / "run")
-    assert (done["study"], done["arm"], done["identity"]) == ("mlp", "fa", planned["identity"])
+    assert (done["study"], done["arm"], done["identity"]) == ("mlp", "bp", planned["identity"])
     assert done["device"].startswith("CPU")
     assert read(tmp_path / "run" / "config.json") == planned["config"]
+
+
+def test_train_takes_a_candidate_of_a_plan_and_tells_its_validation_accuracy(training, plan, tmp_path, capsys):
+    name = "mlp/digits/fa/lr0.01/seed7"
+    planned = read(plan)["candidates"][name]
+    arguments = training(plan, "--run", name, "--identity", planned["identity"], "--out", tmp_path / "run")
+    assert main(arguments) == 0
+    done = result(tmp_path / "run")
+    told = f"{name}: validation {100 * done['validation_accuracy']:.1f} %, "
+    assert capsys.readouterr().err.splitlines()[-1].startswith(told)
+    assert (done["study"], done["arm"], done["identity"]) == ("mlp", "fa", planned["identity"])
+    assert read(tmp_path / "run" / "config.json") == planned["config"]
+
+
+def test_train_takes_the_choice_that_a_run_of_a_plan_waits_for(
+    training, plan, tmp_path, capsys, monkeypatch, one_sentence
+):
+    monkeypatch.chdir(tmp_path)
+    planned = read(plan)["runs"][TUNED]
+    arguments = training(plan, "--run", TUNED, "--identity", planned["identity"], "--out", tmp_path / "run")
+    assert main(arguments) == 2
+    one_sentence(error(capsys), planned["choice"])
+    for rate in (0.25, 0.5):
+        path = Path(planned["choice"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"lr": rate}), encoding="utf-8")
+        assert main(arguments) == 0
+        assert read(tmp_path / "run" / "config.json") == {**planned["config"], "lr": rate}
+        assert result(tmp_path / "run")["identity"] == grid.identity(run_config({**planned["config"], "lr": rate}))
+        shutil.rmtree(tmp_path / "run")
 
 
 def changed(plan, key, value):
@@ -292,7 +324,7 @@ def test_no_space_ends_with_code_3_and_one_line(training, config_file, tmp_path,
     assert main(training(config_file, "--out", tmp_path / "run")) == 3
     (line,) = errors(capsys.readouterr().err)
     one_sentence(line, "rankcollapse: ", "checkpoint", "No space left on device", "the same command again")
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "metrics.csv"}
 
 
 @pytest.mark.parametrize(
@@ -309,7 +341,7 @@ def test_a_disk_that_is_full_in_earnest_ends_with_code_3_and_one_line(training, 
     assert done.returncode == 3, done.stderr
     (line,) = errors(done.stderr)
     one_sentence(line, "rankcollapse: ", word)
-    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"config.json", "gradients.bin"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"config.json", "metrics.csv", "gradients.bin"}
 
 
 @pytest.mark.parametrize("option", ["--out", "--data-dir"])

@@ -27,6 +27,8 @@ KNOBS = {
     "dataset": ("digits", ["cifar10", "cifar100"], ["mnist", ""]),
     "train_images": (None, [1, 10**9], [0, -1]),
     "validation_images": (200, [10, 10**9], [9, 0, -200]),
+    "tuning_images": (0, [1, 10**9], [-1]),
+    "tuning": (False, [True], [0, 1, "yes"]),
     "flip": (False, [True], [0, 1, "yes"]),
     "crop": (0, [1, 8], [-1, 9]),
     "architecture": ("cnn4", ["mlp", "resnet18"], ["vgg", "CNN4"]),
@@ -35,6 +37,7 @@ KNOBS = {
     "stem_stride": (1, [2], [0, 3]),
     "normalization": ("none", ["batch"], ["layer"]),
     "rule": ("bp", ["fa", "kp", "frozen", "frozen-fa", "frozen-bp"], ["dfa", "FA"]),
+    "learning_blocks": (None, [1, 9], [0, -1]),
     "optimizer": ("sgd", ["muon"], ["adam"]),
     "lr": (0.03, [1, 1e-9, 10.0], [0, -1, 0.0, "1e-3", NAN, INF]),
     "momentum": (0.9, [0, 0.999], [1, 1.0, -0.1, NAN]),
@@ -144,6 +147,15 @@ def test_every_name_that_a_knob_allows_is_one_the_library_knows():
         ({"train_images": 1238}, ["train_images is 1238", "leave 1237"]),
         ({"dataset": "cifar10", "train_images": 50_000}, ["train_images is 50000", "50000 training images"]),
         ({"validation_images": 1437}, ["validation_images is 1437", "1437 training images"]),
+        ({"tuning_images": 1237}, ["validation_images is 200 and tuning_images 1237", "1437 training images"]),
+        ({"tuning_images": 1237, "tuning": True}, ["tuning_images 1237", "1437 training images"]),
+        ({"tuning_images": 200, "train_images": 1038}, ["train_images is 1038", "tuning_images 200 leave 1037"]),
+        (
+            {"tuning_images": 200, "tuning": True, "train_images": 201},
+            ["train_images is 201", "tuning_images sets apart 200"],
+        ),
+        ({"tuning_images": 60, "tuning": True}, ["batch_size is 64", "60 training images"]),
+        ({"learning_blocks": 1, "rule": "frozen-fa"}, ["learning_blocks is 1", "under rule 'frozen-fa' no block"]),
         ({"train_images": 100, "batch_size": 128}, ["batch_size is 128", "100 training images"]),
         ({"train_images": 64, "probe_images": 65}, ["probe_images is 65", "64 training images"]),
         ({"architecture": "cnn4", "precision": "bfloat16"}, ["precision is 'bfloat16'", "'float32'"]),
@@ -164,6 +176,10 @@ def test_numbers_of_steps_are_worked_by_hand():
     assert (datasets.training_images(config), datasets.steps_per_epoch(config)) == (1000, 15)
     assert datasets.training_images(run_config({"dataset": "cifar10", "validation_images": 5000})) == 45_000
     assert datasets.training_images(run_config({"train_images": 1237, "validation_images": 200})) == 1237
+    apart = {"validation_images": 200, "tuning_images": 300}
+    assert datasets.training_images(run_config(apart)) == 937
+    assert datasets.training_images(run_config({**apart, "tuning": True})) == 300
+    assert datasets.training_images(run_config({**apart, "tuning": True, "train_images": 150})) == 150
 
 
 # ---- files ----
@@ -355,6 +371,7 @@ BAD_GRIDS = [
     (lambda c: c["run"].update(run=c["run"]), ["'run.run'"]),
     (lambda c: c["run"].update(lr=c["run"]), ["run.lr is {"]),
     (lambda c: c["run"].update(dataset="digits"), ["study 'b'", "'dataset'", "'datasets'"]),
+    (lambda c: c["run"].update(tuning=False), ["study 'b'", "'tuning'", "'tune'"]),
     (lambda c: c["run"].update(device="cpu"), ["'run.device'"]),
     (lambda c: c.update(run=None), ["run is None"]),
     (lambda c: c.update(sedes=[0]), ["'sedes'", "did you mean 'seeds'"]),
@@ -435,16 +452,23 @@ def test_an_identity_is_of_what_a_run_is_and_not_of_how_it_is_written():
 def test_a_plan_read_back_gives_each_run_its_identity(over):
     found = grid.grid(grid.overlay(read(CONFIGS[0]), read(over)))
     plan = json.loads(json.dumps(grid.plan(found)))
-    planned = grid.runs(found)
-    assert list(plan["runs"]) == [run.name for run in planned]
-    for run in planned:
-        there = plan["runs"][run.name]
-        assert run_config(there["config"]) == run.config
-        assert there["identity"] == grid.identity(run_config(there["config"])) == grid.identity(run.config)
-        assert {key: there[key] for key in run.place} == run.place
-    assert {key: plan[key] for key in ("preset", "device", "gpu_slots")} == {
-        key: getattr(found, key) for key in ("preset", "device", "gpu_slots")
-    }
+    for part, planned in (("runs", grid.runs(found)), ("candidates", grid.candidates(found))):
+        assert list(plan[part]) == [run.name for run in planned]
+        for run in planned:
+            there = plan[part][run.name]
+            waits = {knob: value for knob, value in run.config.model_dump().items() if knob not in there["config"]}
+            assert waits.keys() <= set(grid.SHORT), "of what may be chosen"
+            assert bool(waits) == (there["choice"] is not None) == (part == "runs" and there["rate"] != "fixed")
+            whole = run_config({**there["config"], **waits})
+            assert whole == run.config
+            assert there["identity"] == grid.identity(whole, waits) == run.identity
+            assert {key: there[key] for key in (*run.place, "rate", "candidate")} == {
+                **run.place,
+                "rate": run.rate,
+                "candidate": run.candidate,
+            }
+    keys = ("preset", "title", "device", "gpu_slots", "tuned")
+    assert {key: plan[key] for key in keys} == {key: getattr(found, key) for key in keys}
 
 
 IDENTITIES = """

@@ -204,6 +204,71 @@ def test_the_training_subset_follows_the_seed_and_is_stratified(tiny, digits):
     assert float((torch.bincount(first.labels) - share).abs().max()) <= 1
 
 
+# ---- images set apart for tuning ----
+
+TUNING = {"tuning_images": 300, "train_images": None}
+
+
+@pytest.fixture(scope="module")
+def numbered_digits(digits, tmp_path_factory):
+    """The digits, each with its number in place of its pixels."""
+    folder, (images, labels) = tmp_path_factory.mktemp("numbered"), datasets.mapped("digits", digits)
+    images[:] = 0
+    images[:, 0, 0, 0], images[:, 0, 1, 0] = np.divmod(np.arange(len(labels)), 256)
+    for name, array in (("images", images), ("labels", labels)):
+        np.save(folder / f"{name}.npy", array)
+    return folder
+
+
+def numbers(split):
+    return (256 * split.images[:, 0, 0, 0].long() + split.images[:, 0, 1, 0]).tolist()
+
+
+def test_images_for_tuning_for_validation_and_for_runs_are_disjoint_and_the_same_for_every_seed(tiny, numbered_digits):
+    run, candidate = (load(tiny(**TUNING, tuning=tuning), numbered_digits) for tuning in (False, True))
+    parts = [numbers(split) for split in (candidate.train, run.validation, run.train)]
+    assert [len(part) for part in parts] == [300, 200, 937]
+    assert sorted(number for part in parts for number in part) == list(range(1437))
+    assert sorted(numbers(run.test)) == list(range(1437, 1797))
+    assert numbers(candidate.validation) == numbers(run.validation)
+    assert len(candidate.test) == len(candidate.test.images) == 0
+    for tuning in (False, True):
+        other = load(tiny(**TUNING, tuning=tuning, seed=5), numbered_digits)
+        for split in ("train", "validation", "test"):
+            assert numbers(getattr(other, split)) == numbers(getattr(candidate if tuning else run, split))
+
+
+def test_images_for_tuning_are_stratified(tiny, numbered_digits):
+    run, candidate = (load(tiny(**TUNING, tuning=tuning), numbered_digits) for tuning in (False, True))
+    counts, rest = (torch.bincount(data.train.labels) for data in (candidate, run))
+    assert float((counts - 300 * (counts + rest) / 1237).abs().max()) <= 1
+
+
+def test_a_candidate_draws_its_subset_by_its_seed_from_the_images_for_tuning_alone(tiny, numbered_digits):
+    options = {"tuning_images": 300, "train_images": 100}
+    whole = load(tiny(**TUNING, tuning=True), numbered_digits).train
+    first, other = (load(tiny(**options, tuning=True, seed=seed), numbered_digits).train for seed in (0, 1))
+    run = load(tiny(**options), numbered_digits).train
+    assert len(set(numbers(first))) == len(set(numbers(other))) == len(set(numbers(run))) == 100
+    assert {*numbers(first), *numbers(other)} <= {*numbers(whole)}
+    assert {*numbers(run)}.isdisjoint(numbers(whole))
+    assert {*numbers(first)} != {*numbers(other)}
+    assert float((torch.bincount(first.labels) - torch.bincount(whole.labels) / 3).abs().max()) <= 1
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize("tuning", [False, True])
+def test_without_images_set_apart_a_run_has_those_that_it_always_had(tiny, numbered_digits, seed, tuning):
+    """As worked from the labels: validation first, then a subset of the rest, by the generators of old."""
+    labels = torch.from_numpy(np.load(numbered_digits / "labels.npy"))[:1437]
+    validation = stratified(labels, 200, generator(0, "validation of digits")).tolist()
+    rest = torch.tensor([i for i in range(1437) if i not in validation])
+    train = rest[stratified(labels[rest], 640, generator(seed, "subset"))].tolist()
+    data = load(tiny(seed=seed, tuning=tuning), numbered_digits)
+    assert (numbers(data.train), numbers(data.validation)) == (train, validation)
+    assert numbers(data.test) == ([] if tuning else list(range(1437, 1797)))
+
+
 @pytest.fixture
 def prepared(fake_cifar, tmp_path):
     """A function from a CIFAR set's name to the folder of its converted arrays."""

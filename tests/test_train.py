@@ -3,6 +3,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,10 +19,11 @@ import rankcollapse
 from rankcollapse import data as batching
 from rankcollapse import feedback, files, grid, load_checkpoint, models, optim, probes, train
 from rankcollapse.config import InputError, RunConfig, run_config
+from rankcollapse.rules import Backpropagation
 from rankcollapse.spectra import Spectrum, read_spectra, save_spectra
 from rankcollapse.training import deterministic, evaluate, fit, make_model, pick_device
 
-FILES = {"config.json", "metrics.csv", "alignment.csv", "checkpoint.pt", "spectra.npz", "run.json"}
+FILES = {"config.json", "metrics.csv", "alignment.csv", "norms.csv", "checkpoint.pt", "spectra.npz", "run.json"}
 PROBES = {"gradient_every": 1, "gradient_stride": 4, "gradient_window": 8, "signals_every": 1}
 CNN = {"architecture": "cnn4", "width": 4, "normalization": "batch"}
 ARMS = {
@@ -169,6 +171,7 @@ def test_a_run_goes_on_from_a_saved_state_to_the_same_bits(tiny, new_state, devi
             assert repr(later.epochs) == repr(whole.epochs), name
             assert contents(later.probes.spectra) == contents(whole.probes.spectra), name
             assert repr(later.probes.alignment) == repr(whole.probes.alignment), name
+            assert repr(later.probes.norms) == repr(whole.probes.norms), name
             assert not later.probes.path.exists()
 
 
@@ -411,13 +414,135 @@ def test_alignment_at_the_start_is_the_cosine_worked_by_hand(digits, probed):
     whole = [torch.cat([g["hidden1"].flatten(), g["hidden2"].flatten()]) for g in grads]
     expected["gradient", "all"] = cosine(*whole)
     found = [row for row in table(folder / "fa" / "alignment.csv") if row["step"] == "0"]
-    assert {(row["quantity"], row["layer"]): float(row["value"]) for row in found} == pytest.approx(expected, abs=1e-6)
+    found = {(row["quantity"], row["layer"]): float(row["value"]) for row in found}
+    nulls = {key: found.pop(key) for key in [*found] if key[0].endswith("_null")}
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert {(quantity.removesuffix("_null"), layer) for quantity, layer in nulls} == expected.keys()
 
 
 def test_backpropagation_has_no_alignment_to_measure(probed):
     folder, _ = probed
     assert table(folder / "bp" / "alignment.csv") == []
-    assert len(table(folder / "fa" / "alignment.csv")) == 3 * 5  # three probes of two weights, two gradients and all
+    # Three probes of two weights, two gradients and all, and the null of each.
+    assert len(table(folder / "fa" / "alignment.csv")) == 3 * 5 * 2
+
+
+def probe_twin(state):
+    """Of a state before its first step: by layer h, W and the BP gradient of the probe batch, from a net that learns by
+    backpropagation, with the same weights.
+    """
+    config = state.config
+    twin, inputs = models.build(config, batching.generator(config.seed, "weights")), {}
+    for name in models.matrices(twin):
+        twin.get_submodule(name).register_forward_hook(lambda m, args, out, name=name: inputs.update({name: args[0]}))
+    images, labels = probe_batch(config, state.data)
+    F.cross_entropy(twin(images), labels).backward()
+    return {name: (inputs[name].detach(), w.detach(), w.grad) for name, w in models.matrices(twin).items()}
+
+
+@pytest.mark.parametrize("arm", ["bp", "fa", "kp", "frozen", "frozen-fa", "fa, last block"])
+@pytest.mark.parametrize("net", [{}, CNN], ids=["mlp", "cnn4"])
+def test_norms_at_the_start_are_those_of_a_net_that_learns_by_backpropagation(tiny, new_state, net, arm):
+    rule, *ladder = arm.split(", ")
+    state = new_state(tiny(**net, rule=rule, learning_blocks=1 if ladder else None, signals_every=1))
+    expected = {}
+    for name, (h, w, gradient) in probe_twin(state).items():
+        expected["activation", name] = float(np.sqrt(np.mean(h.double().numpy() ** 2)))
+        expected["weight", name] = float(np.linalg.norm(w.double().numpy().ravel()))
+        expected["reference", name] = float(np.linalg.norm(gradient.double().numpy().ravel()))
+    state.signals()
+    assert {step for _, _, step, _ in state.probes.norms} == {0}
+    found = {(quantity, layer): value for quantity, layer, _, value in state.probes.norms}
+    assert len(found) == len(state.probes.norms) == 3 * len(models.matrices(state.model))
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_norms_of_every_probe_are_in_their_table(probed):
+    folder, _ = probed
+    for rule in ("bp", "fa"):
+        rows = table(folder / rule / "norms.csv")
+        assert [row["step"] for row in rows] == ["0"] * 9 + ["19"] * 9 + ["38"] * 9
+        start, end = ({(r["quantity"], r["layer"]): r["value"] for r in part} for part in (rows[:9], rows[-9:]))
+        assert {layer for _, layer in start} == {"hidden1", "hidden2", "head"}
+        assert start["activation", "hidden1"] == end["activation", "hidden1"], "the images are the same"
+        assert {key for key in start if start[key] == end[key]} == {("activation", "hidden1")}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The weights, by layer, of every context in which errors travel back through others than the run's."""
+    seen, through = [], Backpropagation.through
+
+    def watched(self, model, weights):
+        seen.append({name: w.detach().clone() for name, w in weights.items()})
+        return through(self, model, weights)
+
+    monkeypatch.setattr(Backpropagation, "through", watched)
+    return seen
+
+
+def nulls(probe):
+    return [row for row in probe.alignment if row[0].endswith("_null")]
+
+
+def test_the_null_of_a_cosine_is_that_of_an_untrained_b_worked_by_hand(tiny, new_state, drawn):
+    """For a net with ReLU that learns by feedback, in NumPy, with the B that was drawn."""
+    state = new_state(tiny(rule="kp", weight_decay=0.5, epochs=1, signals_every=1, train_images=None))
+    fit(state)
+    (fresh,) = [seen for seen in drawn[2:] if not torch.equal(seen["head"], state.model.head.weight)]
+    names, values = ["hidden1", "hidden2", "head"], {n: v.double().numpy() for n, v in state.model.state_dict().items()}
+    images, labels = probe_batch(state.config, state.data)
+    h = [images.flatten(1).double().numpy()]
+    for name in names:
+        a = h[-1] @ values[f"{name}.weight"].T + values[f"{name}.bias"]
+        h.append(np.maximum(a, 0) if name != "head" else a)
+    delta = np.exp(h[3]) / np.exp(h[3]).sum(1, keepdims=True)
+    delta[np.arange(len(delta)), labels.numpy()] -= 1
+
+    def gradients(back):
+        second = delta @ back["head"] * (h[2] > 0)
+        return {"hidden1": (second @ back["hidden2"] * (h[1] > 0)).T @ h[0], "hidden2": second.T @ h[1]}
+
+    def cosine(a, b):
+        return a.ravel() @ b.ravel() / np.linalg.norm(a) / np.linalg.norm(b)
+
+    weights = {name: values[f"{name}.weight"] for name in names}
+    b = {name: w.double().numpy() for name, w in fresh.items()}
+    exact, null = gradients(weights), gradients(b)
+    expected = {("gradient_null", name): cosine(null[name], exact[name]) for name in exact}
+    whole = [np.concatenate([g[name].ravel() for name in exact]) for g in (null, exact)]
+    expected["gradient_null", "all"] = cosine(*whole)
+    expected |= {("weight_null", name): cosine(weights[name], b[name]) for name in names[1:]}
+    found = {(quantity, layer): value for quantity, layer, step, value in nulls(state.probes) if step == state.step}
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_every_probe_draws_a_b_of_its_own_from_the_runs_seed_alone_and_puts_the_runs_back(
+    tiny, new_state, drawn, global_random_state
+):
+    config = tiny(**CNN, rule="fa", signals_every=1)
+    first, again, other = (new_state(c) for c in (config, config, tiny(**CNN, rule="fa", signals_every=1, seed=1)))
+    layers = feedback.feedback_layers(first.model)
+    own, before = {name: layer.feedback for name, layer in layers.items()}, global_random_state()
+    kept = {name: b.clone() for name, b in own.items()}
+    for step in (0, 10):
+        first.probes.signals(step)
+    assert global_random_state() == before
+    assert all(layer.feedback is own[name] for name, layer in layers.items())
+    assert_same_bits(own, kept)
+    (_, early), (_, late) = drawn[:2], drawn[2:]  # each probe sees W in place of B, then the fresh B
+    for name, b in own.items():
+        bound = 1 / np.sqrt(b[0].numel())
+        for draw in (early[name], late[name]):
+            assert not torch.equal(draw, b)
+            assert 0.5 * bound < float(draw.abs().max()) <= bound, "of the law of B"
+            assert abs(float((draw * b).sum() / draw.norm() / b.norm())) < 5 / np.sqrt(b.numel())
+        assert not torch.equal(early[name], late[name])
+    torch.rand(3, generator=again.order)  # whatever the run itself has drawn by then
+    again.probes.signals(10)
+    other.probes.signals(10)
+    assert nulls(again.probes) == [row for row in nulls(first.probes) if row[2] == 10]
+    assert nulls(again.probes) != nulls(other.probes)
 
 
 @pytest.mark.parametrize(
@@ -471,6 +596,131 @@ def test_report_is_called_after_every_step_and_with_a_note_after_every_epoch(tin
     fit(new_state(tiny(epochs=2, train_images=192, probe_images=2)), lambda *call: calls.append(call))
     assert [step for step, note in calls if not note] == [1, 2, 3, 4, 5, 6]
     assert [step for step, note in calls if note.startswith("loss ")] == [3, 6]
+
+
+# ---- the ladder: the last blocks alone learn ----
+
+# Of each network with batch normalisation the children that hold parameters, by block, the classifier last.
+BLOCKS = {
+    "mlp": ["hidden1 2", "hidden2 5", "head"],
+    "cnn4": ["conv1 1", "conv2 4", "conv3 7", "conv4 10", "head"],
+    "resnet18": ["stem 1", *(f"block{i}" for i in range(1, 9)), "head"],
+}
+RUNGS = [("mlp", 1), ("mlp", 2), ("cnn4", 1), ("cnn4", 3), ("resnet18", 1), ("resnet18", 6), ("resnet18", 9)]
+
+
+def learning(model, architecture, count):
+    """The parameters of the last `count` blocks and of the classifier, by the names above."""
+    children = " ".join(BLOCKS[architecture][-1 - count :]).split()
+    found = {name for name, _ in model.named_parameters() if name.split(".")[0] in children}
+    assert {name.split(".")[0] for name in found} == {*children}
+    return found
+
+
+@pytest.mark.parametrize(("architecture", "count"), RUNGS)
+@pytest.mark.parametrize("arm", [{"rule": "bp"}, {"rule": "fa"}, {"rule": "fa", "optimizer": "muon"}], ids=str)
+def test_the_last_blocks_and_the_classifier_learn_and_all_others_keep_their_bits(
+    tiny, new_state, architecture, count, arm
+):
+    options = {"architecture": architecture, "normalization": "batch", "width": 4, "train_images": 128, **arm}
+    state = new_state(tiny(**options, learning_blocks=count, weight_decay=0.5, **PROBES))
+    before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
+    fit(state)
+    assert state.step == 2
+    moved = {name for name, p in state.model.named_parameters() if not torch.equal(p.detach(), before[name])}
+    assert moved == learning(state.model, architecture, count)
+
+
+@pytest.mark.parametrize(("architecture", "count"), RUNGS)
+@pytest.mark.parametrize("rule", ["bp", "fa"])
+def test_gradients_of_the_learning_part_are_those_of_the_whole_net_at_the_first_step(
+    tiny, new_state, architecture, count, rule
+):
+    options = {"architecture": architecture, "normalization": "batch", "width": 4, "train_images": 64, "rule": rule}
+    part, whole = (new_state(tiny(**options, learning_blocks=k)) for k in (count, None))
+    for state in (part, whole):
+        state.take_step(*next(state.batches()))
+    found, expected = ({n: p.grad for n, p in s.model.named_parameters() if p.grad is not None} for s in (part, whole))
+    assert found.keys() == learning(part.model, architecture, count)
+    assert len(expected) == len([*whole.model.parameters()])
+    assert_same_bits(found, {name: expected[name] for name in found})
+
+
+def test_signals_and_norms_are_measured_in_all_layers_and_gradients_and_updates_in_those_that_learn(tiny, new_state):
+    state = new_state(tiny(**CNN, rule="fa", learning_blocks=1, **PROBES))
+    fit(state)
+    learns = [p.requires_grad for p in state.model.parameters()]
+    state.probes.finish()
+    assert [p.requires_grad for p in state.model.parameters()] == learns
+    every = {"conv1", "conv2", "conv3", "conv4", "head"}
+    own = {"gradient_trajectory": {"conv4", "head", "all"}, "update": {"conv4", "head"}}
+    for quantity, layers in {"error": every, "activation": every, **own}.items():
+        assert {s.layer for s in state.probes.spectra if s.quantity == quantity} == layers
+    assert {layer for _, layer, *_ in state.probes.norms} == every
+    assert {layer for quantity, layer, *_ in state.probes.alignment if quantity == "gradient"} == every - {"head"} | {
+        "all"
+    }
+
+
+def test_more_learning_blocks_than_blocks_are_refused_when_the_net_is_made_and_before_any_training(
+    tiny, tmp_path, one_sentence
+):
+    words = ["learning_blocks is 5", "4 blocks before its classifier", "4 or less"]
+    config = tiny(**CNN, learning_blocks=5)
+    with pytest.raises(InputError) as caught:
+        make_model(config)
+    one_sentence(caught.value, *words)
+    make_model(tiny(**CNN, learning_blocks=4))
+    files.write_json(tmp_path / "plan.json", {"runs": {"a": {"config": config.model_dump()}}})
+    script = Path(__file__).parents[1] / "workflow" / "scripts" / "preflight.py"
+    done = subprocess.run([sys.executable, script, tmp_path / "plan.json"], capture_output=True, text=True)
+    assert done.returncode == 1, "preflight.py lets it pass"
+    one_sentence(done.stderr.strip(), *words)
+
+
+# ---- candidates of the tuning ----
+
+
+@pytest.fixture
+def tampered(digits, tmp_path):
+    """A data folder whose test images are other images, with labels of other classes, and passes the record's check."""
+    folder = tmp_path / "tampered" / "ready" / "digits"
+    shutil.copytree(digits, folder)
+    rng = np.random.default_rng(0)
+    for name in ("images", "labels"):
+        array = np.load(folder / f"{name}.npy")
+        array[1437:] = rng.integers(0, 256, array[1437:].shape) if name == "images" else rng.permutation(array[1437:])
+        np.save(folder / f"{name}.npy", array)
+    return tmp_path / "tampered"
+
+
+def lasting(folder):
+    """What run.json says but for times, memory and the like."""
+    result = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    passing = {"seconds", "train_seconds", "probe_seconds", "images_per_second", "memory_mb", "started", "finished"}
+    return {key: value for key, value in result.items() if key not in passing}
+
+
+def test_tuning_cannot_reach_test_images(tiny, tampered, data_dir, tmp_path):
+    """A candidate is the same to the bit whatever the test images are; a run has another test accuracy, and no more."""
+    options = {"tuning_images": 400, "train_images": None, "epochs": 2}
+    for kind in ("candidate", "run"):
+        for where in (data_dir, tampered):
+            config = tiny(**options, tuning=kind == "candidate")
+            train(config, tmp_path / kind / where.name, data_dir=where, device="cpu")
+    candidate, other = (tmp_path / "candidate" / where.name for where in (data_dir, tampered))
+    assert {path.name for path in candidate.iterdir()} == {"config.json", "metrics.csv", "run.json"}
+    for name in ("config.json", "metrics.csv"):
+        assert (candidate / name).read_bytes() == (other / name).read_bytes()
+    assert lasting(candidate) == lasting(other)
+    assert [key for key in json.loads((candidate / "run.json").read_text(encoding="utf-8")) if "test" in key] == []
+    assert "validation_accuracy" in lasting(candidate)
+
+    run, other = (tmp_path / "run" / where.name for where in (data_dir, tampered))
+    assert {path.name for path in run.iterdir()} == FILES
+    assert_same_bits(weights(run), weights(other))
+    differing = {key for key, value in lasting(run).items() if value != lasting(other)[key]}
+    assert differing == {"test_loss", "test_accuracy"}
 
 
 # ---- what a run costs ----

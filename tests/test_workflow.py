@@ -51,7 +51,7 @@ def planned(folder: Path, configfile: str, *arguments: str) -> dict[str, list[st
     assert result.returncode == 0, result.stderr
     jobs: dict[str, list[str]] = {}
     for rule, output in re.findall(
-        r"^(?:local)?rule (\w+):\n.*?^    output: ([^\n]+)", result.stdout + result.stderr, re.M | re.S
+        r"^(?:local)?(?:rule|checkpoint) (\w+):\n.*?^    output: ([^\n]+)", result.stdout + result.stderr, re.M | re.S
     ):
         jobs.setdefault(rule, []).append(output)
     return jobs
@@ -88,7 +88,7 @@ def test_every_figure_table_and_the_paper_are_there(project):
     gallery = (project / "figures/tiny/README.md").read_text(encoding="utf-8")
     assert all(f"]({name}.svg)" in gallery for name in FIGURES)
     assert "| `test_accuracy` |" in (project / "results/tiny/README.md").read_text(encoding="utf-8")
-    for name in ("accuracy", "ranks", "alignment", "cost", "claims"):
+    for name in ("accuracy", "ranks", "alignment", "norms", "cost", "claims"):
         assert len(pd.read_csv(project / f"results/tiny/summary/{name}.csv")) > 0
     assert (project / "paper/tiny/replication.pdf").read_bytes().startswith(b"%PDF")
 
@@ -102,6 +102,98 @@ def test_every_planned_run_is_in_the_tables(project):
     ranks = pd.read_csv(project / "results/tiny/tables/ranks.csv.gz")
     whole = ranks[(ranks["quantity"] == "gradient_trajectory") & (ranks["layer"] == "all")]
     assert len(whole.groupby(["study", "arm", "seed"])) == len(runs)
+
+
+# ---- tuning ----
+
+TUNED = "results/tiny/tuned.csv"
+CHOICE = "results/tiny/tuning/mlp/digits/fa/choice.json"
+WAITING = {f"mlp/digits/{arm}/seed{seed}" for arm in ("fa", "fa+both") for seed in (0, 1)}
+
+
+def trained(folder: Path) -> dict[str, int]:
+    """When each run and each candidate was trained, by the path of its folder below results/tiny."""
+    paths = sorted((folder / "results/tiny").glob("**/run.json"))
+    return {str(path.parent.relative_to(folder / "results/tiny")): path.stat().st_mtime_ns for path in paths}
+
+
+def retrained(folder: Path, before: dict[str, int], *arguments: str) -> set[str]:
+    """What another call trains, up to the runs and no further."""
+    result = snakemake(folder, "--cores", "2", "--configfile", "tests/tiny.yaml", "--until", "train", *arguments)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return {name for name, time in trained(folder).items() if before.get(name) != time}
+
+
+def test_each_candidate_is_trained_and_the_runs_have_what_was_chosen(project):
+    candidates = {f"tuning/mlp/digits/fa/lr{rate}{kind}/seed7" for rate in (0.001, 0.01, 0.1) for kind in ("", "-full")}
+    assert {name for name in trained(project) if name.startswith("tuning")} == candidates
+    for name in candidates:
+        files = {path.name for path in (project / "results/tiny" / name).iterdir()}
+        assert files == {"config.json", "metrics.csv", "run.json"}
+    table = pd.read_csv(project / TUNED)
+    assert table["lr"].tolist() == [0.001, 0.01, 0.1]
+    assert table["chosen"].sum() == 1
+    choice = json.loads((project / CHOICE).read_text(encoding="utf-8"))
+    assert choice == {"lr": table.loc[table["chosen"], "lr"].item()}
+    assert table["validation_percent_mean"].max() == table.loc[table["chosen"], "validation_percent_mean"].item()
+    for name in WAITING:
+        config = json.loads((project / "results/tiny/runs" / name / "config.json").read_text(encoding="utf-8"))
+        assert (config["lr"], config["tuning"], config["tuning_images"]) == (choice["lr"], False, 400)
+    runs = pd.read_csv(project / "results/tiny/tables/runs.csv").drop_duplicates(["study", "arm"])
+    rates = runs.set_index(["study", "arm"])["rate"].to_dict()
+    assert rates.pop(("mlp", "fa")) == "tuned"
+    assert rates.pop(("mlp", "fa+both")) == "as fa"
+    assert set(rates.values()) == {"fixed"}
+
+
+def win(folder: Path, rate: str) -> None:
+    """Let another candidate have been the best."""
+    path = folder / f"results/tiny/tuning/mlp/digits/fa/lr{rate}/seed7/run.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**result, "validation_accuracy": 0.99}), encoding="utf-8")
+
+
+def test_a_changed_choice_trains_its_arm_and_those_like_it_anew_and_no_other(edited):
+    before = trained(edited)
+    win(edited, "0.01")
+    jobs = planned(edited, "tests/tiny.yaml")
+    assert "candidate" not in jobs
+    assert len(jobs["choose"]) == len(jobs["tuned"]) == 1
+    assert retrained(edited, before) == {f"runs/{name}" for name in WAITING} | {"tuning/mlp/digits/fa/lr0.01/seed7"}
+    for name in WAITING:
+        config = json.loads((edited / "results/tiny/runs" / name / "config.json").read_text(encoding="utf-8"))
+        assert config["lr"] == 0.01
+
+
+def test_a_choice_that_is_made_again_and_is_the_same_trains_nothing(edited):
+    """By the table of the choices, or by a script with another comment: what is chosen is what it was."""
+    before = trained(edited)
+    assert "candidate" not in planned(edited, "tests/tiny.yaml", "--config", f"tuned={TUNED}")
+    assert retrained(edited, before, "--config", f"tuned={TUNED}") == set()
+    append(edited / "workflow/scripts/choose.py", "# a comment\n")
+    assert retrained(edited, before) == set()
+    assert trained(edited) == before
+
+
+def test_the_table_of_choices_alone_trains_the_runs_without_tuning(edited):
+    shutil.copy(edited / TUNED, edited / "given.csv")
+    shutil.rmtree(edited / "results")
+    jobs = planned(edited, "tests/tiny.yaml", "--config", "tuned=given.csv")
+    assert (len(jobs["train"]), len(jobs["choose"])) == (12, 1)
+    assert not {"candidate", "tuned"} & set(jobs)
+
+
+def test_a_choice_at_the_end_of_the_values_tried_is_told_at_the_end_of_the_run(edited):
+    table = pd.read_csv(edited / TUNED)
+    for edge, told in (("lr largest", ["mlp/digits/fa is the lr largest tried: widen `tune` there"]), ("", [])):
+        table.assign(edge=table["chosen"].map({True: edge, False: ""})).to_csv(edited / "given.csv", index=False)
+        arguments = ["--cores", "2", "--configfile", "tests/tiny.yaml", "--config", "tuned=given.csv"]
+        result = snakemake(edited, *arguments, "--until", "choose")
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert re.findall(r"given.csv: the choice for (.*), and run again", result.stderr) == told
+
+
+# ---- what is made again, and what is not ----
 
 
 def test_a_training_log_shows_progress_and_the_result(project):
@@ -124,14 +216,15 @@ def test_an_added_seed_trains_that_seed_alone(project):
     jobs = planned(project, overlay(project, "more.yaml", seeds=[0, 1, 2]))
     assert len(jobs["train"]) == 6
     assert all("/seed2/" in output for output in jobs["train"])
+    assert not {"candidate", "choose", "tuned"} & set(jobs)
 
 
 def test_another_learning_rate_retrains_its_arm_alone(project):
     studies = yaml.safe_load((project / "tests/tiny.yaml").read_text(encoding="utf-8"))["studies"]
-    studies[0]["arms"]["fa"]["lr"] = 0.02
+    studies[0]["arms"]["bp"]["lr"] = 0.02
     jobs = planned(project, overlay(project, "lr.yaml", studies=studies))
     assert len(jobs["train"]) == 2
-    assert all("/mlp/digits/fa/" in output for output in jobs["train"])
+    assert all("/mlp/digits/bp/" in output for output in jobs["train"])
 
 
 def test_a_moved_data_folder_another_device_and_a_colour_retrain_nothing(project):
@@ -180,7 +273,8 @@ def test_a_new_measure_tabulates_anew_and_retrains_nothing(edited):
 
 def test_edited_training_code_retrains(edited):
     append(edited / "rankcollapse/optim.py", "EDITED = True\n")
-    assert len(planned(edited, "tests/tiny.yaml")["train"]) == 12
+    jobs = planned(edited, "tests/tiny.yaml")
+    assert (len(jobs["train"]), len(jobs["candidate"])) == (12, 6)
 
 
 def test_a_deleted_run_folder_and_a_deleted_table_are_made_again(edited):
@@ -214,9 +308,11 @@ def test_the_papers_grid_is_listed_with_advice_for_a_machine_without_a_gpu(fresh
     result = snakemake(fresh, "-n", "--quiet", "rules", env={"CUDA_VISIBLE_DEVICES": ""})
     assert result.returncode == 0, result.stderr
     text = result.stdout + result.stderr
-    assert "290 training runs" in text
+    assert "610 training runs and 460 for tuning" in text
     assert "presets/quick.yaml" in text
-    assert re.search(r"train +290", text)
+    assert re.search(r"train +610", text)
+    assert re.search(r"candidate +460", text)
+    assert re.search(r"choose +92", text), "an arm of a study and a data set, each"
 
 
 def test_use_conda_without_conda_names_both_ways_on(fresh):
@@ -331,7 +427,7 @@ def test_the_report_holds_every_figure_with_its_caption(report, project):
         assert f"{name}.svg" in text
         caption = (project / f"figures/tiny/{name}.txt").read_text(encoding="utf-8").split(";")[0].split("(")[0].strip()
         assert json.dumps(caption)[1:-1] in text
-    for name in ("accuracy", "ranks", "alignment", "cost", "claims"):
+    for name in ("accuracy", "ranks", "alignment", "norms", "cost", "claims", "tuned"):
         assert f"results/tiny/pages/{name}.html" in text
 
 

@@ -67,6 +67,7 @@ LOOKS = {
 NAMES = json.dumps(
     {
         "preset": GRID.preset,
+        "tuned": TUNED,
         "title": GRID.title or GRID.preset,
         "figures": list(TITLES),
         "titles": TITLES,
@@ -104,6 +105,11 @@ def choices(wildcards):
     """The choice that a run waits for, if its rate is not fixed."""
     made = grid.choice(GRID, planned(wildcards))
     return [made] if made else []
+
+
+def all_choices(wildcards):
+    made = {grid.choice(GRID, run) for run in RUNS.values()} - {None}
+    return [path for path in sorted(made) if not GRID.allow_missing or os.path.exists(path)]
 
 
 def rivals(wildcards):
@@ -146,8 +152,8 @@ def edge_lines():
     with open(TUNED, encoding="utf-8", newline="") as table:
         for row in csv.DictReader(table):
             if row["edge"]:
-                where, chosen = "/".join(row[key] for key in ("study", "dataset", "arm")), row["edge"]
-                yield f"{TUNED}: the choice for {where} is the {chosen} tried: widen `tune` there, and run again"
+                where = grid.ARM.format(**row)
+                yield f"{TUNED}: the choice for {where} is the {row['edge']} tried: widen `tune` there, and run again"
 
 
 def start():

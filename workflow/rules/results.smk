@@ -1,21 +1,22 @@
 # From run folders to tidy tables, and from those to summaries, figures, pages and the paper.
-SUMMARIES = ["accuracy", "ranks", "alignment", "cost", "claims"]
+SUMMARIES = ["accuracy", "ranks", "progress", "alignment", "norms", "cost", "claims"]
 
 
 rule collect:
-    """A row per run, epoch, spectrum and cosine."""
+    """A row per run, epoch, spectrum, cosine and norm."""
     input:
         finished_runs,
+        all_choices,
         "workflow/scripts/collect.py",
         multiext("rankcollapse/", "ranks.py", "spectra.py"),  # a new measure tabulates anew, and trains nothing
     output:
-        multiext(f"{RESULTS}/tables/", "runs.csv", "epochs.csv", "ranks.csv.gz", "alignment.csv"),
+        multiext(f"{RESULTS}/tables/", "runs.csv", "epochs.csv", "ranks.csv.gz", "alignment.csv", "norms.csv"),
     log:
         f"{RESULTS}/logs/collect.log",
     conda:
         "../../envs/render.yaml"
     params:
-        planned=list(RUNS),
+        planned=[f"{name}: {run.rate}" for name, run in RUNS.items()],
     shell:
         f"python workflow/scripts/collect.py {RESULTS} 2>&1 | tee {{log:q}} >&2"
 
@@ -25,9 +26,10 @@ rule summarise:
     input:
         rules.collect.output,
         multiext("paper/", "published.yaml", "claims.yaml"),
-        multiext("workflow/scripts/", "summarise.py", "claims.py", "analysis.py"),
+        multiext("workflow/scripts/", "summarise.py", "claims.py", "findings.py", "analysis.py"),
     output:
         expand(f"{RESULTS}/summary/{{table}}.csv", table=SUMMARIES),
+        report(f"{RESULTS}/summary/findings.txt", category="What holds", caption="../report/findings.rst"),
         f"{RESULTS}/provenance.json",
     log:
         f"{RESULTS}/logs/summarise.log",
@@ -43,6 +45,7 @@ rule figure:
     """One figure as SVG and PDF, with its caption. A change of its script, the tables or an arm's look redraws it."""
     input:
         rules.collect.output,
+        TUNED,
         "workflow/scripts/figures/{figure}.py",
         multiext("workflow/scripts/", "drawing.py", "analysis.py"),
     output:
@@ -62,7 +65,7 @@ rule figure:
         looks=json.dumps(LOOKS),
     shell:
         "python workflow/scripts/figures/{wildcards.figure}.py --looks {params.looks:q}"
-        f" --tables {RESULTS}/tables --out {FIGURES}/{{wildcards.figure}} 2>&1 | tee {{log:q}} >&2"
+        f" --tables {RESULTS}/tables --tuned {TUNED!r} --out {FIGURES}/{{wildcards.figure}} 2>&1 | tee {{log:q}} >&2"
 
 
 rule pages:
@@ -70,6 +73,7 @@ rule pages:
     input:
         rules.collect.output,
         rules.summarise.output,
+        TUNED,
         expand(f"{FIGURES}/{{figure}}.txt", figure=TITLES),
         "workflow/scripts/pages.py",
         "workflow/report/columns.yaml",
@@ -83,7 +87,7 @@ rule pages:
                 labels={"table": table},
                 caption="../report/table.rst",
             )
-            for table in SUMMARIES
+            for table in [*SUMMARIES, "tuned"]
         ],
     log:
         f"{RESULTS}/logs/pages.log",
@@ -92,13 +96,14 @@ rule pages:
     params:
         names=NAMES,
     shell:
-        f"python workflow/scripts/pages.py {RESULTS} {FIGURES} {{params.names:q}} 2>&1 | tee {{log:q}} >&2"
+        f"python workflow/scripts/pages.py {RESULTS} {FIGURES} {TUNED!r} {{params.names:q}} 2>&1 | tee {{log:q}} >&2"
 
 
 rule paper:
     """The PDF, by typst. Its numbers come from the summaries alone."""
     input:
         rules.summarise.output,
+        TUNED,
         expand(f"{FIGURES}/{{figure}}.{{kind}}", figure=TITLES, kind=["svg", "txt"]),
         multiext("paper/", "paper.typ", "references.bib"),
         "workflow/scripts/paper.py",

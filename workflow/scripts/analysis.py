@@ -19,20 +19,25 @@ ARM = KEYS[:-1]
 SPECTRUM = ["quantity", "layer", "scope"]
 MEASURES = list(ranks.MEASURES)
 
+# A BP gradient that is smaller, beside its weights, than float32 tells apart is no reference for a cosine.
+FLOOR = 2.0**-23
+
 Tables = dict[str, pd.DataFrame]
 
 
 def read(path: Path | str) -> pd.DataFrame:
     """A tidy table or a summary. Names are text, whatever they look like, and only an empty field is missing."""
-    return pd.read_csv(path, dtype=dict.fromkeys([*ARM, *SPECTRUM], str), keep_default_na=False, na_values=[""])
+    return pd.read_csv(path, dtype=dict.fromkeys([*ARM, *SPECTRUM, "edge"], str), keep_default_na=False, na_values=[""])
 
 
 def write(path: Path | str, table: pd.DataFrame, digits: int) -> None:
     files.write(path, partial(table.to_csv, index=False, encoding="utf-8", float_format=f"%.{digits}g"))
 
 
-def load(folder: Path) -> Tables:
-    """All, by name. Accuracies are in %; a row has its run's `outcome`, and where it has a `step` the `epoch`."""
+def load(folder: Path, tuned: Path | str | None = None) -> Tables:
+    """All, by name, and the table of choices. Accuracies are in %; a row has its run's `outcome`, and where it has a
+    `step` the `epoch`. Cosines are as `strike` leaves them.
+    """
     tables = {path.name.split(".")[0]: read(path) for path in sorted(Path(folder).glob("*.csv*"))}
     runs, epochs = tables["runs"], tables["epochs"]
     per_epoch = (epochs["step"] / epochs["epoch"]).groupby([epochs[key] for key in ARM]).first().rename("per_epoch")
@@ -44,7 +49,56 @@ def load(folder: Path) -> Tables:
             table["epoch"] = table["step"] / table.pop("per_epoch")
         accuracies = [column for column in table if column.endswith("_accuracy")]
         tables[name] = table.assign(**{column: 100 * table[column] for column in accuracies})
-    return tables
+    tables["alignment"] = strike(tables["alignment"], tables["norms"])
+    return tables if tuned is None else {**tables, "tuned": read(tuned).assign(edge=lambda t: t["edge"].fillna(""))}
+
+
+def strike(alignment: pd.DataFrame, norms: pd.DataFrame) -> pd.DataFrame:
+    """Cosines of gradients whose reference is at the numerical FLOOR are `struck`, and have no value."""
+    by = [*KEYS, "layer", "step"]
+    squares = norms.pivot(index=by, columns="quantity", values="value").reindex(columns=["reference", "weight"])
+    squares = (squares**2).reset_index()
+    hidden = squares[squares["layer"] != "head"]  # whose gradient is always exact
+    whole = hidden.groupby([*KEYS, "step"])[["reference", "weight"]].sum().reset_index().assign(layer="all")
+    low = pd.concat([squares, whole]).set_index(by)
+    low = (low["reference"] < FLOOR**2 * low["weight"]).rename("struck")
+    struck = alignment[by].join(low, on=by)["struck"].eq(True) & alignment["quantity"].str.startswith("gradient")
+    return alignment.assign(struck=struck, value=alignment["value"].mask(struck))
+
+
+def steps_at(epochs: pd.DataFrame, losses: pd.Series) -> pd.Series:
+    """The step at which each run's training loss first reached its loss in `losses`, both by KEYS; NaN if never."""
+    curves = dict([*epochs.groupby(KEYS)])
+    found = [loss_step(curves[key], loss) if key in curves else np.nan for key, loss in losses.items()]
+    return pd.Series(found, index=losses.index, dtype=float)
+
+
+def at_steps(table: pd.DataFrame, value: str, steps: pd.Series) -> pd.Series:
+    """`value` of each run at its step in `steps`, by KEYS, interpolated linearly; NaN beyond what was measured."""
+    curves, found = dict([*table[np.isfinite(table[value])].groupby(KEYS)]), []
+    for key, step in steps.items():
+        at, values = curves[key][["step", value]].to_numpy().T if key in curves else ([-1.0], [np.nan])
+        found.append(np.interp(step, at, values, left=np.nan, right=np.nan))
+    return pd.Series(found, index=steps.index, dtype=float, name=value)
+
+
+def lowest_loss(epochs: pd.DataFrame) -> pd.Series:
+    """The lowest training loss that each run reaches, by KEYS."""
+    return epochs.groupby(KEYS)["train_loss"].min()
+
+
+def loss_step(curve: pd.DataFrame, loss: float) -> float:
+    """The step at which a run's training loss first reached `loss`, interpolated linearly; NaN if it never did.
+
+    The loss of an epoch is the mean over its steps, and stands at its middle: nothing is known before the first's.
+    """
+    steps = curve["step"].to_numpy() * (1 - 0.5 / curve["epoch"].to_numpy())
+    losses = curve["train_loss"].to_numpy()
+    if not (losses <= loss).any():
+        return np.nan
+    first = np.argmax(losses <= loss)
+    there = slice(max(first - 1, 0), first + 1)
+    return float(np.interp(-loss, -losses[there], steps[there], left=np.nan))
 
 
 def finished(table: pd.DataFrame) -> pd.DataFrame:

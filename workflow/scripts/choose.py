@@ -49,17 +49,17 @@ def table(scores: pd.DataFrame) -> pd.DataFrame:
     for _, part in found.groupby(KEYS, sort=False):
         sound = part[part["diverged"] == 0]
         if len(sound):
-            best = sound["validation_percent_mean"].idxmax()  # of equals the first, which has the smaller rate
+            best = sound.sort_values(KNOBS)["validation_percent_mean"].idxmax()  # of equals that of the smaller rate
             found.loc[best, ["chosen", "edge"]] = True, edge(part, part.loc[best])
     return found.reindex(columns=COLUMNS)
 
 
 def edge(part: pd.DataFrame, best: pd.Series) -> str:
-    """At which end of the values tried the best one's are; beyond a value that diverged there is nothing to try."""
+    """At which end of the values tried the best one's are; beyond one that diverged, or 0, there is nothing to try."""
     found = []
     for knob in KNOBS:
         values = part[knob].unique()
-        if len(values) > 1 and best[knob] in (values.min(), values.max()):
+        if len(values) > 1 and best[knob] in (values.min() or None, values.max()):
             found.append(f"{knob} {'smallest' if best[knob] == values.min() else 'largest'}")
     return ", ".join(found)
 

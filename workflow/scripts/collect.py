@@ -1,4 +1,4 @@
-"""From run folders to tidy tables, a row per run, epoch, spectrum and cosine: python collect.py results/PRESET
+"""From run folders to tidy tables, a row per run, epoch, spectrum, cosine and norm: python collect.py results/PRESET
 
 A planned run without a complete folder, or with the folder of another identity, has the outcome `missing`.
 """
@@ -12,14 +12,14 @@ from typing import Any
 import pandas as pd
 from analysis import KEYS, MEASURES, Tables, run, write
 
-from rankcollapse import config, files
+from rankcollapse import config, files, grid
 from rankcollapse.errors import InputError
 from rankcollapse.ranks import measures
 from rankcollapse.spectra import COLUMNS, read_spectra
 
 LOSSES = ["train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
 METRICS = {"epoch": int, "step": int, **dict.fromkeys(LOSSES, float)}
-COSINES = {"quantity": str, "layer": str, "step": int, "value": float}
+SCALARS = {"quantity": str, "layer": str, "step": int, "value": float}
 
 
 def readable(path: Path, read: Callable, *how: Any) -> Any:
@@ -52,22 +52,23 @@ def rank_rows(path: Path) -> pd.DataFrame:
 
 
 def collect(plan: dict, folders: Path) -> Tables:
-    """The four tidy tables, in the order of the plan. Raises InputError for damaged files, and if no run is there."""
-    runs, epochs, ranks, cosines = [], {}, {}, {}
+    """The five tidy tables, in the order of the plan. Raises InputError for damaged files, and if no run is there."""
+    runs, epochs, ranks, cosines, norms = [], {}, {}, {}, {}
     for name, planned in plan["runs"].items():
-        row = {key: planned[key] for key in ("study", "arm")} | planned["config"]
+        row = {key: planned[key] for key in ("study", "arm", "rate")} | planned["config"]
         row |= {"identity": None, "outcome": "missing"}  # until its folder says otherwise
         folder, keys = folders / name, tuple(row[key] for key in KEYS)
         found = readable(folder / "run.json", config.read) if (folder / "run.json").exists() else {}
-        if found.get("identity") == planned["identity"]:
+        if found and found.get("identity") == grid.identity(grid.resolved(planned, name)):
             row |= readable(folder / "config.json", knobs) | found
             epochs[keys] = readable(folder / "metrics.csv", rows, METRICS, found["epochs"])
             ranks[keys] = readable(folder / "spectra.npz", rank_rows)
-            cosines[keys] = readable(folder / "alignment.csv", rows, COSINES)
+            cosines[keys] = readable(folder / "alignment.csv", rows, SCALARS)
+            norms[keys] = readable(folder / "norms.csv", rows, SCALARS)
         runs.append({**dict.fromkeys(KEYS), **row})
     if not epochs:
         raise InputError(f"{folders} has no run of the plan yet: there is nothing to tabulate")
-    tables = {"epochs": epochs, "ranks": ranks, "alignment": cosines}
+    tables = {"epochs": epochs, "ranks": ranks, "alignment": cosines, "norms": norms}
     tables = {name: pd.concat(parts, names=KEYS).reset_index(KEYS) for name, parts in tables.items()}
     return {"runs": pd.DataFrame(runs).convert_dtypes(), **tables}  # whole numbers stay whole beside gaps
 

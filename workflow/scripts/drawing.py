@@ -45,25 +45,35 @@ STYLE |= {"svg.fonttype": "path", "svg.hashsalt": "rankcollapse"}
 # ---- rows ----
 
 
-def shown_tables(folder: Path, shown: str, arms: dict[str, dict], studies: dict[str, str]) -> Tables:
+def shown_tables(folder: Path, tuned: Path, shown: str, arms: dict[str, dict], studies: dict[str, str]) -> Tables:
     """The tables of analysis.load cut to the runs shown, in the order of studies and arms, with arms by their labels.
 
-    Every row has its run's rule, optimizer, normalization and update, its `panel`, which is its study and data set, and
+    Every row has what its arm is (rule, optimizer and so on), its `panel`, which is its study and data set, and
     the panel's `title`, which says too what runs it lacks. `shown` may name, besides columns of runs.csv, whether any
-    run of the study has changed updates (`intervention`) and whether the rule has rows in alignment.csv (`aligned`).
+    run of the study has changed updates (`intervention`), whether the rule has a B, and so cosines of it (`aligned`),
+    whether some blocks alone learn (`ladder`), whether that is so in any arm of the study that has the run's optimizer
+    and normalization (`laddered`), and whether hidden weights stay as initialised (`control`).
     """
-    tables = load(folder)
+    tables = load(folder, tuned)
     runs, order = tables["runs"], {"study": [*studies], "arm": [*arms]}
     changed = runs.loc[runs["update"] != "full", "study"]
-    aligned = runs.loc[runs["arm"].isin(tables["alignment"]["arm"]), "rule"]
-    runs = runs.assign(intervention=runs["study"].isin(changed), aligned=runs["rule"].isin(aligned)).query(shown)
+    aligned = runs.loc[runs["arm"].isin(select(tables["alignment"], quantity="weight")["arm"]), "rule"]
+    runs = runs.assign(intervention=runs["study"].isin(changed), aligned=runs["rule"].isin(aligned))
+    runs = runs.assign(ladder=runs["learning_blocks"].notna(), control=runs["rule"].str.startswith("frozen"))
+    kinds = runs.groupby(["study", "dataset", "optimizer", "normalization"])
+    runs = runs.assign(laddered=kinds["ladder"].transform("any")).query(shown)
     runs = runs.sort_values([*order], key=lambda names: names.map(order[names.name].index), kind="stable")
     runs["panel"] = runs["study"].map(studies) + ", " + runs["dataset"].map({name: SETS[name].label for name in SETS})
     labels = {arm: look["label"] for arm, look in arms.items()}
     titles = {panel: panel + lost(part.replace({"arm": labels})) for panel, part in runs.groupby("panel")}
-    rows = runs[[*KEYS, "rule", "optimizer", "normalization", "update", "panel"]]
+    rows = runs[[*KEYS, "rule", "optimizer", "normalization", "update", "ladder", "control", "panel"]]
     rows = rows.assign(title=rows["panel"].map(titles))
-    return {name: rows.merge(table).assign(arm=lambda t: t["arm"].map(labels)) for name, table in tables.items()}
+
+    def cut(table: DataFrame) -> DataFrame:
+        by_arm = [key for key in KEYS if key not in table]  # choices have neither a seed nor an architecture
+        return rows.drop(columns=by_arm).drop_duplicates().merge(table).assign(arm=lambda t: t["arm"].map(labels))
+
+    return {name: cut(table) for name, table in tables.items()}
 
 
 def first(table: DataFrame) -> DataFrame:
@@ -83,6 +93,11 @@ def by_layer(table: DataFrame, most: int | None = None) -> DataFrame:
         places = np.linspace(len(layers) - 1, 0, min(most or len(layers), len(layers))).round().astype(int)
         kept += [(panel, layers[place], place, layer_name(layers[place])) for place in places[::-1]]
     return DataFrame(kept, columns=["panel", "layer", "place", "name"]).merge(table, on=["panel", "layer"])
+
+
+def last_hidden(table: DataFrame) -> DataFrame:
+    """The rows of each panel's last layer before the classifier, as by_layer has them."""
+    return by_layer(table[table["layer"] != "head"], 1)
 
 
 # ---- words ----
@@ -144,7 +159,8 @@ def facets(table: DataFrame, height: float, **more: object) -> FacetGrid:
         rows = -(-n // 4)
         columns = -(-n // rows)
         letters, places = 13, {"col": "panel", "col_wrap": columns}
-    titles = table["title"].map(lambda title: textwrap.fill(title, int(letters * WIDTH / columns)))
+    wrapper = textwrap.TextWrapper(int(letters * WIDTH / columns), break_long_words=False)
+    titles = table["title"].map(wrapper.fill)
     height = min(height + 0.15 * titles.str.count("\n").max(), (PAGE - 0.7) / rows)
     more = {"height": height, "aspect": WIDTH / columns / height, "sharex": False, **more}
     grid = FacetGrid(table.assign(across=across, title=titles), **places, **more).set_titles("")
@@ -267,16 +283,19 @@ def save(figure: Figure, caption: str, out: Path) -> None:
     plt.close(figure)
 
 
-def main(doc: str, shown: str, data: Callable, draw: Callable, caption: Callable, spread: str = "bands") -> None:
-    """Run a figure's script. spread: what in it shows ± 1 standard deviation over seeds, if anything does."""
+def main(doc: str, shown: str, data: Callable, draw: Callable, caption: Callable, spread: str | None = "bands") -> None:
+    """Run a figure's script. spread: what in it shows ± 1 standard deviation over seeds, "" for nothing; None: the
+    figure is of candidates, and its caption says itself what they stand on.
+    """
     parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("--tables", type=Path, required=True, help="folder of runs.csv and the other tables")
+    parser.add_argument("--tuned", type=Path, required=True, help="table of candidates and choices, tuned.csv")
     parser.add_argument("--looks", type=json.loads, required=True, help='JSON: {"arms": {...}, "studies": {...}}')
     parser.add_argument("--out", type=Path, required=True, help="path of the figure, without a suffix")
     args = parser.parse_args()
     plt.switch_backend("agg")
     sns.set_theme("paper", "ticks", font="DejaVu Sans", font_scale=0.8, rc=STYLE)  # a font that comes with matplotlib
-    tables = shown_tables(args.tables, shown, **args.looks)
+    tables = shown_tables(args.tables, args.tuned, shown, **args.looks)
     arms = args.looks["arms"].values()
     looks = {
         name: {arm["label"]: arm[key] for arm in arms} for name, key in (("palette", "colour"), ("markers", "marker"))
@@ -292,4 +311,5 @@ def main(doc: str, shown: str, data: Callable, draw: Callable, caption: Callable
     else:
         figure = draw(table, looks).figure
         figure.set_layout_engine("constrained", w_pad=0.05, h_pad=0.05, wspace=0.02, hspace=0.02)
-        save(figure, f"{caption(table)} {standing(runs, spread)}", args.out)
+        words = [caption(table)] if spread is None else [caption(table), standing(runs, spread)]
+        save(figure, " ".join(words), args.out)

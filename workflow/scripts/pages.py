@@ -1,4 +1,4 @@
-"""READMEs of tables and figures, summaries as HTML: python pages.py results/PRESET figures/PRESET NAMES
+"""READMEs of tables and figures, summaries as HTML: python pages.py results/PRESET figures/PRESET TUNED NAMES
 
 Columns have their meanings in workflow/report/columns.yaml, settings in rankcollapse/config.py. NAMES is JSON.
 """
@@ -32,11 +32,11 @@ def meaning(column: str) -> str:
     raise InputError(f"column {column!r} has no meaning: add it to workflow/report/columns.yaml")
 
 
-def tables(results: Path, names: dict) -> str:
+def tables(results: Path, tuned: Path, names: dict) -> str:
     """README of results/<preset>: every CSV, its rows and its columns."""
     lines = [f"# Tables: {names['title']}", "", "Generated. An empty field is a value that there is not.", ""]
     for name, about in ABOUT["files"].items():
-        table = read(results / name)
+        table = read(tuned if name == "tuned.csv" else results / name)
         lines += [f"## [{name}]({name})", "", f"{about} {len(table)} rows.", "", "| column | meaning |", "|---|---|"]
         lines += [*(f"| `{column}` | {meaning(column)} |" for column in table), ""]
     return "\n".join(lines)
@@ -57,7 +57,7 @@ def number(value: float) -> str:
 
 def summary(path: Path, names: dict) -> str:
     """A summary as a page of its own, HTML, with labels for names and mean ± standard deviation in one column."""
-    arms = dict.fromkeys(["arm", "left", "right"], names["labels"])
+    arms = dict.fromkeys(["arm", "left", "right", "control_left", "control_right", "reference"], names["labels"])
     table = read(path).replace({"study": names["studies"], "dataset": names["datasets"], **arms})
     for std in table.columns[table.columns.str.endswith("_std")]:
         base = std.removesuffix("_std")
@@ -69,12 +69,13 @@ def summary(path: Path, names: dict) -> str:
     return f"{head}{rows}<dl>{columns}</dl>\n"
 
 
-def main(results: str, folder: str, names: str) -> None:
+def main(results: str, folder: str, tuned: str, names: str) -> None:
     words = json.loads(names)
-    files.write_text(f"{results}/README.md", tables(Path(results), words))
+    files.write_text(f"{results}/README.md", tables(Path(results), Path(tuned), words))
     files.write_text(f"{folder}/README.md", figures(Path(folder), words))
-    for path in Path(results, "summary").glob("*.csv"):
-        files.write_text(f"{results}/pages/{path.stem}.html", summary(path, words))
+    pages = {"tuned": Path(tuned), **{path.stem: path for path in Path(results, "summary").glob("*.csv")}}
+    for name, path in pages.items():
+        files.write_text(f"{results}/pages/{name}.html", summary(path, words))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from analysis import ARM, MEASURES, SPECTRUM, last, load, run, write
-from claims import read_claims, settle
+from analysis import ARM, MEASURES, SPECTRUM, Tables, at_steps, finished, last, load, lowest_loss, run, steps_at, write
+from claims import read_claims, settled
+from findings import findings
 
 from rankcollapse import config, files
 
-SETTINGS = ["lr", "weight_decay", "width", "rule", "normalization", "optimizer", "update"]
+SETTINGS = ["rate", "lr", "weight_decay", "width", "learning_blocks", "rule", "normalization", "optimizer", "update"]
 GENERATED = [":!results", ":!figures", ":!README.md", ":(exclude,glob)paper/*/**"]
 
 
@@ -44,7 +45,50 @@ def ends(table: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame
     """Ranks or cosines at the end of a run; the rows of a matrix are the most that a run has."""
     table, by = last(table, by=by), [*ARM, *by]
     made = spread(table, by, columns)
-    return made.join(table.groupby(by)["rows"].max(), on=by) if "rows" in table else made
+    for column, how in {"rows": "max", "struck": "sum"}.items():
+        made = made.join(table.groupby(by)[column].agg(how), on=by) if column in table else made
+    return made
+
+
+def progress(tables: Tables) -> pd.DataFrame:
+    """Ranks of each arm and of BP with its normalisation, at the lowest training loss that both runs of a seed reach.
+
+    Of the signals of one batch, of updates and of the latest gradients: their number of rows is that of any moment.
+    """
+    runs, lowest = finished(tables["runs"]), lowest_loss(tables["epochs"])
+    runs = runs[runs["learning_blocks"].isna() & ~runs["rule"].str.startswith("frozen") & (runs["update"] == "full")]
+    ranks = finished(tables["ranks"])
+    ranks = dict([*ranks[ranks["scope"].isin(["batch", "step", "window"])].groupby([*ARM, *SPECTRUM], sort=False)])
+    rows = []
+    for _, arms in runs.groupby(ARM[:-1], sort=False):
+        references = arms[(arms["rule"] == "bp") & (arms["optimizer"] == "sgd")].drop_duplicates("normalization")
+        references = references[["normalization", "arm"]].rename(columns={"arm": "reference"})
+        pairs = arms[arms["rule"] != "bp"].merge(references, on="normalization")
+        for (*arm, reference), both in pairs.groupby([*ARM, "reference"], sort=False):
+            other = [*arm[:-1], reference]
+            losses = pd.concat([lowest.loc[tuple(key)].reindex(both["seed"]) for key in (arm, other)], axis=1)
+            losses = losses.max(axis=1, skipna=False).dropna()
+            if losses.empty:
+                continue
+            steps = [steps_at(tables["epochs"], pd.concat({tuple(key): losses}, names=ARM)) for key in (arm, other)]
+            for key, table in ranks.items():
+                there = ranks.get((*other, *key[len(ARM) :]))
+                if key[: len(ARM)] == tuple(arm) and there is not None:
+                    rows.append(dict(zip([*ARM, *SPECTRUM], key, strict=True)) | {"reference": reference})
+                    rows[-1] |= _equal(table, there, steps, losses)
+    columns = [*ARM, "reference", *SPECTRUM, "n", "loss_mean"]
+    return pd.DataFrame(rows).reindex(columns=[*columns, *(c for c in (rows[0] if rows else ()) if c not in columns)])
+
+
+def _equal(table: pd.DataFrame, there: pd.DataFrame, steps: list[pd.Series], losses: pd.Series) -> dict:
+    """Means over seeds of both sides' ranks at these steps, which are those of these losses, by seed."""
+    values = {}
+    for side, rows, at in zip(("", "reference_"), (table, there), steps, strict=True):
+        for measure in ("entropy_s", "entropy_s2"):
+            values[side + measure] = at_steps(rows, measure, at).droplevel(ARM)
+    both = pd.DataFrame(values).dropna()
+    row = {"n": len(both), "loss_mean": losses.reindex(both.index).mean()}
+    return row | {f"{name}_{how}": getattr(both[name], how)() for name in values for how in ("mean", "std")}
 
 
 def cost(runs: pd.DataFrame) -> pd.DataFrame:
@@ -90,11 +134,14 @@ def main(results: str, paper: str) -> None:
         "accuracy": accuracy(tables["runs"], yaml.safe_load(published)),
         "ranks": ends(tables["ranks"], SPECTRUM, MEASURES),
         "alignment": ends(tables["alignment"], ["quantity", "layer"], ["value"]),
+        "norms": ends(tables["norms"], ["quantity", "layer"], ["value"]),
+        "progress": progress(tables),
         "cost": cost(tables["runs"]),
-        "claims": pd.DataFrame([settle(claim, tables) for claim in read_claims(Path(paper, "claims.yaml"))]),
+        "claims": settled(read_claims(Path(paper, "claims.yaml")), tables),
     }
     for name, table in summaries.items():
         write(f"{results}/summary/{name}.csv", table, digits=4)
+    files.write_text(f"{results}/summary/findings.txt", "\n".join(findings(summaries["claims"])) + "\n")
     files.write_json(f"{results}/provenance.json", provenance(tables["runs"], config.read(f"{results}/plan.json")))
 
 

@@ -1,7 +1,7 @@
 """7. Accuracy against effective rank.
 
-Test accuracy against the effective rank of the gradient trajectory over all of training: all arms of all studies, a
-point per run; a panel per study and data set, with Spearman's correlation.
+Test accuracy against the effective rank of the gradient trajectory over all of training: all arms of all studies but
+the ladder and the frozen nets, a point per run; a panel per study and data set, with Spearman's correlation.
 """
 
 import drawing
@@ -9,7 +9,7 @@ from analysis import KEYS, Tables, finished, last, select
 from pandas import DataFrame
 from seaborn import FacetGrid
 
-SHOWN = "intervention or not intervention"
+SHOWN = "not (ladder or control)"
 MEASURE = "entropy_s2"
 
 
@@ -34,7 +34,7 @@ def caption(table: DataFrame) -> str:
     words = [f"{rho:.2f} ({panel}, n = {n})" for panel, rho, n in rhos if n > 2]
     return (
         f"Test accuracy against the effective rank ({drawing.MEASURES[MEASURE]}) of all gradients kept from a run, "
-        f"whole net; a point is a run; dotted: chance. Spearman's ρ over the finished runs of all arms: "
+        f"whole net; a point is a run; dotted: chance. Spearman's ρ over these runs: "
         f"{', '.join(words) or 'too few runs'}."
     )
 

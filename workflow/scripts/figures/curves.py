@@ -1,6 +1,7 @@
 """8. Training curves.
 
-Training loss and validation accuracy over epochs. All arms; a panel per study and data set.
+Training loss and validation accuracy over epochs. All arms but the ladder and the frozen nets; a panel per study and
+data set.
 """
 
 import drawing
@@ -8,7 +9,7 @@ from analysis import Tables, last, select
 from pandas import DataFrame
 from seaborn import FacetGrid
 
-SHOWN = "not intervention"
+SHOWN = "not (intervention or ladder or control)"
 HEADS = {"train_loss": "training loss", "validation_accuracy": "accuracy, %"}
 
 

@@ -1,7 +1,7 @@
 """1. Error-signal effective rank.
 
-Over training, without Muon: a strip per study and data set, with a panel per layer (δ = ∂L/∂a of one probe batch) and,
-last, the errors at the classifier's input, pooled over all probes so far.
+Over training, without Muon, the ladder and the frozen nets: a strip per study and data set, with a panel per layer (δ =
+∂L/∂a of one probe batch) and, last, the errors at the classifier's input, pooled over all probes so far.
 """
 
 import drawing
@@ -9,7 +9,7 @@ from analysis import Tables, last, select
 from pandas import DataFrame, concat
 from seaborn import FacetGrid
 
-SHOWN = "not intervention and optimizer != 'muon'"
+SHOWN = "not (intervention or ladder or control) and optimizer != 'muon'"
 MEASURE = "entropy_s"  # Roy and Vetterli's own; with squares the pooled errors hardly differ between arms
 LAYERS = 5  # panels of layers in a strip
 

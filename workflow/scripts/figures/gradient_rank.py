@@ -1,7 +1,7 @@
 """2. Gradient-trajectory effective rank.
 
 Of the whole net: of the first T minibatch gradients and of the latest ones in a window of fixed length, against T. All
-arms; a panel per study and data set.
+arms but the ladder and the frozen nets; a panel per study and data set.
 """
 
 import drawing
@@ -9,7 +9,7 @@ from analysis import KEYS, Tables, last, select
 from pandas import DataFrame
 from seaborn import FacetGrid
 
-SHOWN = "not intervention"
+SHOWN = "not (intervention or ladder or control)"
 HEADS = {"cumulative": "first T gradients", "window": "latest gradients"}
 MEASURE = "entropy_s2"  # the one that gives the paper's picture
 

@@ -5,18 +5,19 @@ each arm its learning rate. A panel per study and data set.
 """
 
 import drawing
-from analysis import Tables
+from analysis import ARM, Tables
 from pandas import DataFrame
 from seaborn import FacetGrid
 
-SHOWN = "intervention"
+SHOWN = "intervention and not ladder"
 UPDATES = ["top_r", "full", "full_rank"]
 
 
 def data(tables: Tables) -> DataFrame:
     """A row per run, by rule, kind of update and rank."""
     runs = tables["runs"].assign(kind=tables["runs"]["update"].map(UPDATES.index))
-    runs["name"] = runs["arm"] + " (lr " + runs["lr"].map("{:g})".format)
+    rates = runs.groupby(ARM)["lr"].transform("first")  # a missing run has none yet
+    runs["name"] = runs["arm"] + " (lr " + rates.map("{:g})".format)
     return runs.sort_values(["rule", "kind", "rank"], kind="stable")
 
 

@@ -1,7 +1,8 @@
 """4. Ranks under Muon and normalisation.
 
 Layer by layer at the end of training: of errors pooled over training, of activations of one probe batch, and of the
-update of one step. All rules but BP, and BP under SGD for reference; a strip per study and data set.
+update of one step. All rules but BP, and BP under SGD for reference, without the ladder and the frozen nets; a strip
+per study and data set.
 """
 
 import drawing
@@ -10,7 +11,7 @@ from matplotlib.scale import SymmetricalLogScale
 from pandas import DataFrame, concat
 from seaborn import FacetGrid
 
-SHOWN = "not intervention and (rule != 'bp' or optimizer == 'sgd')"
+SHOWN = "not (intervention or ladder or control) and (rule != 'bp' or optimizer == 'sgd')"
 MEASURE = "entropy_s2"
 HEADS = {"errors, pooled": ("error", "pooled"), "activations": ("activation", "batch"), "updates": ("update", "step")}
 
