@@ -39,7 +39,7 @@ class Arm(Strict):
 
 
 class Tune(Strict):
-    """The candidates of an arm: the middle value of each knob, and around it each knob's other values, one at a time."""
+    """The candidates of an arm: the middle value of each knob, and around it the others of each, one at a time."""
 
     lr: list[Annotated[float, Field(gt=0)]] = Field(min_length=3, description="learning rates to try, ascending")
     weight_decay: list[Annotated[float, Field(ge=0)]] | None = Field(
@@ -81,6 +81,10 @@ class StudyArm(Settings):
         ways = [key for key in ("lr", "tune", "like") if getattr(self, key) and key in self.model_fields_set]
         if len(ways) > 1:
             raise ValueError(f"{' and '.join(ways)} are both set; a rate has one origin, so it must be one of them")
+        if self.tune and self.tune.weight_decay and "weight_decay" in self.model_fields_set:
+            raise ValueError("weight_decay is set and also in tune; it must be in one of them")
+        if self.check and not self.tune:
+            raise ValueError("check is true, but nothing is tuned; it must stand beside tune")
         return self
 
 
@@ -241,7 +245,7 @@ def _all(grid: Grid) -> list[Run]:
 
 
 def _candidates(grid: Grid, run: Run, values: dict, place: str) -> list[Run]:
-    """The runs that tune the arm of `run`: short ones for each tuning seed, and those of full length that check them."""
+    """The runs that tune the arm of `run`: short ones for each tuning seed, and full ones that check them."""
     if not grid.tuning.seeds and not grid.tuned:
         raise InputError(f"{place} is to be tuned, but tuning.seeds is empty; it must hold a seed, or lr be set")
     # What is probed is no part of a candidate: a change of it tunes nothing anew.

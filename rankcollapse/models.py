@@ -81,7 +81,7 @@ def resnet18(shape: tuple[int, int, int], classes: int, width: int, stem_stride:
 
 
 def blocks(net: nn.Sequential) -> list[list[nn.Module]]:
-    """The hidden blocks of a network, from the image on: each child with a name, and the nameless ones that follow it."""
+    """The hidden blocks of a network, from the image on: each child with a name, and the nameless ones after it."""
     found: list[list[nn.Module]] = []
     for name, module in net.named_children():
         if not name.isdigit():

@@ -103,8 +103,11 @@ def finished_runs(wildcards):
 
 def choices(wildcards):
     """The choice that a run waits for, if its rate is not fixed."""
-    made = grid.choice(GRID, planned(wildcards))
-    return [made] if made else []
+    source = planned(wildcards).source
+    if source is None:
+        return []
+    # After a checkpoint it is seen anew which jobs are to run: an unchanged choice retrains nothing.
+    return checkpoints.choose.get(**dict(zip(("study", "dataset", "arm"), source.split("/")))).output
 
 
 def all_choices(wildcards):

@@ -65,7 +65,7 @@ use rule train as candidate with:
         f"{RESULTS}/benchmarks/tuning/{grid.CANDIDATE}.tsv"
 
 
-rule choose:
+checkpoint choose:
     """The rate of one arm: that of its best candidate, or what the given table says. Unchanged, it retrains nothing."""
     input:
         rivals,

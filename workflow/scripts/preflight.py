@@ -10,6 +10,8 @@ if __name__ == "__main__":
     try:
         for run in read(sys.argv[1])["runs"].values():
             config = run_config(run["config"])
-            optim.intervention(models.skeleton(config), config)
+            net = models.skeleton(config)
+            models.freeze(net, config.learning_blocks)
+            optim.intervention(net, config)
     except InputError as error:
         sys.exit(str(error))
