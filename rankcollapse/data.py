@@ -58,8 +58,7 @@ def load(config: RunConfig, folder: Path | str, device: torch.device | str = "cp
     """The data of a run on `device`: a fixed, stratified validation split, and a training subset drawn by the seed.
 
     The images set apart for tuning are another fixed, stratified split; a candidate draws its own from it, and its test
-    split is empty. `folder` is that of `datasets.prepare`. Raises InputError for files that are not what the set's record
-    says.
+    split is empty. `folder` is that of `datasets.prepare`. Raises InputError if it is not what the set's record says.
     """
     record = datasets.SETS[config.dataset]
     images, labels = map(torch.from_numpy, datasets.mapped(config.dataset, folder))
