@@ -59,7 +59,8 @@ def collect(plan: dict, folders: Path) -> Tables:
         row |= {"identity": None, "outcome": "missing"}  # until its folder says otherwise
         folder, keys = folders / name, tuple(row[key] for key in KEYS)
         found = readable(folder / "run.json", config.read) if (folder / "run.json").exists() else {}
-        if found and found.get("identity") == grid.identity(grid.resolved(planned, name)):
+        chosen = planned["choice"] is None or Path(planned["choice"]).exists()
+        if found and chosen and found.get("identity") == grid.identity(grid.resolved(planned, name)):
             row |= readable(folder / "config.json", knobs) | found
             epochs[keys] = readable(folder / "metrics.csv", rows, METRICS, found["epochs"])
             ranks[keys] = readable(folder / "spectra.npz", rank_rows)

@@ -61,6 +61,10 @@ def _shares(tested: pd.DataFrame) -> str:
 def _open(tested: pd.DataFrame) -> str:
     rows = tested[tested["verdict"] == "inconclusive"]
     statements, pairs = (rows[rows["family"] == family] for family in WORDS)
-    said = [f"{len(statements)} statements{_named(statements)}"] if len(statements) else []
-    said += [f"{len(pairs)} comparisons with frozen nets"] if len(pairs) else []
-    return f"Open are {listed([*said, 'all of it at full size'])}."
+    said = [f"{_count(statements, 'statement')}{_named(statements)}"] if len(statements) else []
+    said += [_count(pairs, "comparison") + " with a frozen net"] if len(pairs) else []
+    return f"Open: {'; '.join([*said, 'and everything at the size of the paper'])}."
+
+
+def _count(rows: pd.DataFrame, word: str) -> str:
+    return f"{len(rows)} {word}{'s' * (len(rows) != 1)}"
