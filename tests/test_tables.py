@@ -604,7 +604,8 @@ def test_what_was_measured_is_in_the_tidy_tables_with_its_outcome(grid):
     assert tables["norms"]["outcome"].tolist() == ["finished"] * 4 + ["diverged"] * 2
     assert len(tables["alignment"]) == 8
     assert tables["alignment"]["arm"].unique().tolist() == ["fa"]
-    assert (grid / "tables" / "alignment.csv").read_text(encoding="utf-8").splitlines()[1].endswith(",0.123457")
+    packed = (grid / "tables" / "alignment.csv.gz").read_bytes()
+    assert gzip.decompress(packed).decode("utf-8").splitlines()[1].endswith(",0.123457")
 
 
 def test_equal_runs_give_equal_files(grid):

@@ -10,7 +10,7 @@ rule collect:
         "workflow/scripts/collect.py",
         multiext("rankcollapse/", "ranks.py", "spectra.py"),  # a new measure tabulates anew, and trains nothing
     output:
-        multiext(f"{RESULTS}/tables/", "runs.csv", "epochs.csv", "ranks.csv.gz", "alignment.csv", "norms.csv"),
+        multiext(f"{RESULTS}/tables/", "runs.csv", "epochs.csv", "ranks.csv.gz", "alignment.csv.gz", "norms.csv.gz"),
     log:
         f"{RESULTS}/logs/collect.log",
     conda:

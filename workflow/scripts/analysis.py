@@ -3,9 +3,9 @@
 KEYS name a run, ARM what its seeds have in common. Every script reads tables by this module, and starts by `run`.
 """
 
+import gzip
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,10 @@ def read(path: Path | str) -> pd.DataFrame:
 
 
 def write(path: Path | str, table: pd.DataFrame, digits: int) -> None:
-    files.write(path, partial(table.to_csv, index=False, encoding="utf-8", float_format=f"%.{digits}g"))
+    """A .gz is compressed, with no time stamp or file name inside, so that equal is equal."""
+    text = table.to_csv(index=False, float_format=f"%.{digits}g").encode("utf-8")
+    packed = gzip.compress(text, mtime=0) if str(path).endswith(".gz") else text
+    files.write(path, lambda there: there.write_bytes(packed))
 
 
 def load(folder: Path, tuned: Path | str | None = None) -> Tables:

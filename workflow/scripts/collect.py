@@ -3,7 +3,6 @@
 A planned run without a complete folder, or with the folder of another identity, has the outcome `missing`.
 """
 
-import gzip
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pandas as pd
 from analysis import KEYS, MEASURES, Tables, run, write
 
-from rankcollapse import config, files, grid
+from rankcollapse import config, grid
 from rankcollapse.errors import InputError
 from rankcollapse.ranks import measures
 from rankcollapse.spectra import COLUMNS, read_spectra
@@ -76,11 +75,8 @@ def collect(plan: dict, folders: Path) -> Tables:
 
 def main(results: str) -> None:
     tables, out = collect(config.read(f"{results}/plan.json"), Path(results, "runs")), Path(results, "tables")
-    # A hundred times the others: compressed, with no time stamp or file name inside, so that equal is equal.
-    packed = gzip.compress(tables.pop("ranks").to_csv(index=False).encode("utf-8"), mtime=0)
-    files.write(out / "ranks.csv.gz", lambda path: path.write_bytes(packed))
     for name, table in tables.items():
-        write(out / f"{name}.csv", table, digits=6)
+        write(out / (f"{name}.csv" if name in ("runs", "epochs") else f"{name}.csv.gz"), table, digits=6)
 
 
 if __name__ == "__main__":
