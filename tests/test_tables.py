@@ -469,7 +469,7 @@ def test_the_findings_count_and_name_what_was_settled():
 
     table = pd.DataFrame([
         row("reproduced", "A", control=1.14), row("reproduced", "B", control=7.7, measure="entropy_s"),
-        row("not reproduced", "C", control=9.9), row("explained by the control", "D", left="fa+bn", control=-4.0),
+        row("not reproduced", "C", gain=-3.0, control=9.9), row("explained by the control", "D", left="fa+bn", control=-4.0),
         row("inconclusive", "E"), row("by construction", "F"), row("not tested", "G"),
         row("better", frozen="one", left="fa+bn"), row("worse", frozen="one", left="fa", gain=-2.34),
         row("inconclusive", frozen="norm"),
@@ -478,9 +478,14 @@ def test_the_findings_count_and_name_what_was_settled():
     labels = {arm: about["label"] for arm, about in read(ROOT / "config.yaml")["arms"].items()}
     for said, *words in (
         (first, "Of 5 statements", "2 reproduced", "1 not reproduced", "1 explained by the control", "“C”"),
-        (depth, "one 1 of 2 times", f"{labels['fa']} in cnn4 −2.3", "norm 0 of 1 times"),
-        (shares, f"{labels['fa+muon']} over {labels['fa']}, cnn4: +3.2 and +1.1", f"{labels['fa+bn']} over", "−4.0"),
-        (left_open, "1 statements: “E”", "1 comparisons"),
+        (depth, "one 1 of 2 times", f"not {labels['fa']} in cnn4 −2.3, which loses to it", "norm 0 of 1 times"),
+        (
+            shares,
+            f"{labels['fa+muon']} over {labels['fa']} in cnn4 +3.2 and +1.1;",
+            f"{labels['fa+bn']} over",
+            "−4.0 (exp",
+        ),
+        (left_open, "1 statement: “E”", "1 comparison with"),
     ):
         one_line(said, *words)
         assert said.endswith(".")

@@ -35,24 +35,26 @@ def _reproduced(tested: pd.DataFrame) -> str:
 
 
 def _depth_utility(tested: pd.DataFrame) -> str:
-    """By kind of frozen net: in how many comparisons FA beats it, and where it loses to it."""
+    """By kind of frozen net: in how many comparisons FA beats it, and by what it does not."""
     rows, said = tested[tested["family"] == "depth utility"], []
     better, worse = WORDS["depth utility"]
     for learns, part in rows.groupby("frozen", sort=False):
-        lost = part[part["verdict"] == worse]
-        named = [f"{label(r.left)} in {r.study} {points(r.difference)}" for r in lost.itertuples()]
+        named = [
+            f"{label(r.left)} in {r.study} {points(r.difference)}{', which loses to it' if r.verdict == worse else ''}"
+            for r in part[part["verdict"] != better].itertuples()
+        ]
         words = f"{learns} {(part['verdict'] == better).sum()} of {len(part)} times"
-        said.append(words + (f", and loses to it {len(lost)} times ({'; '.join(named)}, in points)" if named else ""))
-    what = "A net trained by FA beats the same net with frozen hidden weights, by what learns in that one"
+        said.append(words + (f" (not {'; '.join(named)})" if named else ""))
+    what = "A net trained by FA beats the same net with frozen hidden weights, by what learns in that one, in points"
     return f"{what}: {'; '.join(said)}." if said else ""
 
 
 def _shares(tested: pd.DataFrame) -> str:
     """What the frozen nets have of each gain in accuracy."""
-    settled = tested["verdict"].isin(["reproduced", "explained by the control"])
-    rows = tested[tested["control_difference"].notna() & (tested["measure"] == "%") & settled]
+    rows = tested[tested["control_difference"].notna() & (tested["measure"] == "%") & (tested["difference"] > 0)]
     said = [
-        f"{label(r.left)} over {label(r.right)}, {r.study}: {points(r.difference)} and {points(r.control_difference)}"
+        f"{label(r.left)} over {label(r.right)} in {r.study} {points(r.difference)} and {points(r.control_difference)}"
+        + (f" ({r.verdict})" if r.verdict != WORDS["statement"][0] else "")
         for r in rows.itertuples()
     ]
     return f"Gains in points, FA's and those of a frozen net by the same remedy: {'; '.join(said)}." if said else ""
