@@ -494,7 +494,7 @@ def test_the_findings_count_and_name_what_was_settled():
     assert labels["fa+bn"] not in depth
     assert findings.findings(table[table["verdict"] == "not tested"]) == []
     plain = table[table["family"] == "statement"].assign(control_difference=np.nan)
-    assert [said.split()[0] for said in findings.findings(plain)] == ["Of", "Open"]
+    assert [said.split()[0] for said in findings.findings(plain)] == ["Of", "Open:"]
 
 
 # ---- cosines at the numerical floor ----
