@@ -469,7 +469,8 @@ def test_the_findings_count_and_name_what_was_settled():
 
     table = pd.DataFrame([
         row("reproduced", "A", control=1.14), row("reproduced", "B", control=7.7, measure="entropy_s"),
-        row("not reproduced", "C", gain=-3.0, control=9.9), row("explained by the control", "D", left="fa+bn", control=-4.0),
+        row("not reproduced", "C", gain=-3.0, control=9.9),
+        row("explained by the control", "D", left="fa+bn", control=-4.0),
         row("inconclusive", "E"), row("by construction", "F"), row("not tested", "G"),
         row("better", frozen="one", left="fa+bn"), row("worse", frozen="one", left="fa", gain=-2.34),
         row("inconclusive", frozen="norm"),
