@@ -56,8 +56,11 @@ def caption(table: DataFrame) -> str:
         f"n = {seeds} a candidate, with seeds that no run has{spread}. Large, with a dark edge: the choice. Crosses: "
         f"the {len(select(table, outcome='diverged'))} that diverged with a seed, and so are never chosen. Unjoined: "
         f"other weight decays than the middle one. Dotted: chance. Choices at an end of the values tried: "
-        f"{'; '.join(edges) or 'none'}. Trained to full length, the choice is the best candidate in "
-        f"{tops['chosen'].sum()} of {len(tops)} arms."
+        f"{'; '.join(edges) or 'none'}."
+        + (
+            f" Trained to full length, the choice is best in {tops['chosen'].sum()} of {len(tops)} arms."
+            * bool(len(tops))
+        )
     )
 
 
