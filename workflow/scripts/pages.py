@@ -16,6 +16,8 @@ from rankcollapse.config import Settings
 from rankcollapse.errors import InputError
 
 ABOUT = yaml.safe_load((Path(__file__).parents[1] / "report" / "columns.yaml").read_text(encoding="utf-8"))
+INTERVALS = [("difference", "low", "high"), ("control_difference", "control_low", "control_high")]
+INTERVALS += [("rest", "rest_low", "rest_high")]
 OVER = {"mean": "mean", "std": "standard deviation"}
 STYLE = "* { font: 14px sans-serif; text-align: left; border-color: #ddd } dt { font-weight: bold }"
 
@@ -56,13 +58,22 @@ def number(value: float) -> str:
 
 
 def summary(path: Path, names: dict) -> str:
-    """A summary as a page of its own, HTML, with labels for names and mean ± standard deviation in one column."""
+    """A summary as a page of its own, HTML, with labels for names, and mean ± standard deviation, or a difference and
+    its interval, in one column; columns without a value are left out.
+    """
     arms = dict.fromkeys(["arm", "left", "right", "control_left", "control_right", "reference"], names["labels"])
     table = read(path).replace({"study": names["studies"], "dataset": names["datasets"], **arms})
     for std in table.columns[table.columns.str.endswith("_std")]:
         base = std.removesuffix("_std")
         table[f"{base}_mean"] = table[f"{base}_mean"].map(number) + " ± " + table.pop(std).map(number)
         table = table.rename(columns={f"{base}_mean": base})
+    for mean, low, high in INTERVALS:
+        if mean in table:
+            ends = "[" + table.pop(low).map(number) + ", " + table.pop(high).map(number) + "]"
+            table[mean] = (table[mean].map(number) + " " + ends).where(table[mean].notna())
+    table = table.dropna(axis="columns", how="all")
+    if "verdict" in table:  # what is looked for first
+        table.insert(0, "verdict", table.pop("verdict"))
     rows = table.to_html(index=False, na_rep="–", float_format=number)
     columns = "".join(f"<dt>{column}<dd>{html.escape(meaning(column))}" for column in table)
     head = f'<!DOCTYPE html><meta charset="utf-8"><title>{path.stem}</title><style>{STYLE}</style>'
