@@ -17,11 +17,8 @@ def _train(args: argparse.Namespace) -> None:
         config = run_config(values)
     else:
         try:
-            planned, device, slots = (
-                {**values["runs"], **values["candidates"]}[name],
-                values["device"],
-                values["gpu_slots"],
-            )
+            planned = {**values["runs"], **values["candidates"]}[name]
+            device, slots = values["device"], values["gpu_slots"]
             config = grid.resolved(planned, f"{args.config}, {name}")
             about = {key: planned[key] for key in ("study", "arm")}
             identity = grid.identity(config, RunConfig.model_fields.keys() - planned["config"].keys())

@@ -141,7 +141,6 @@ class Run:
     study: Study
     arm: str
     config: RunConfig  # of a run whose rate is to be chosen, with that of the middle candidate
-    rate: str = "fixed"  # or tuned, or `as ARM`
     candidate: str | None = None  # its name, if it is one
 
     @property
@@ -153,11 +152,15 @@ class Run:
         return {"study": self.study.name, "dataset": self.config.dataset, "arm": self.arm, "seed": self.config.seed}
 
     @property
+    def rate(self) -> str:
+        """Where its learning rate comes from, in the words of the tables."""
+        arm = self.study.arms[self.arm]
+        return f"as {arm.like}" if arm.like else "tuned" if arm.tune else "fixed"
+
+    @property
     def source(self) -> str | None:
         """The tuned arm, as ARM, whose choice this run takes; None for a fixed rate and for a candidate."""
-        if self.rate == "fixed" or self.candidate:
-            return None
-        return ARM.format(**{**self.place, "arm": self.arm if self.rate == "tuned" else self.rate.removeprefix("as ")})
+        return ARM.format(**{**self.place, "arm": self._tuned}) if self._tuned else None
 
     @property
     def knobs(self) -> dict:
@@ -169,8 +172,13 @@ class Run:
         return identity(self.config, self._chosen)
 
     @property
+    def _tuned(self) -> str | None:
+        arm = self.study.arms[self.arm]
+        return None if self.candidate else arm.like or (self.arm if arm.tune else None)
+
+    @property
     def _chosen(self) -> set[str]:
-        return {*self.study.arms[self.source.split("/")[2]].tune.axes} if self.source else set()
+        return {*self.study.arms[self._tuned].tune.axes} if self._tuned else set()
 
     def seconds(self, device: str) -> float:
         """Estimated time on one CPU core or GPU; start-up, test and probes are a fifth of training and 8 s."""
@@ -224,7 +232,6 @@ def _all(grid: Grid) -> list[Run]:
                 raise InputError(
                     f"{where}: arm {arm!r} is like {special.like!r}, which must be a tuned arm of the study"
                 )
-            rate = f"as {special.like}" if special.like else "tuned" if special.tune else "fixed"
             if special.tune:
                 counts[study.name, arm] = len(special.tune.candidates)
             values |= origin.tune.middle if origin.tune else {}
@@ -235,7 +242,7 @@ def _all(grid: Grid) -> list[Run]:
                 place = f"{where}, arm {arm!r}, dataset {dataset!r}"
                 for seed in grid.seeds:
                     config = checked(RunConfig, {**values, "dataset": dataset, "seed": seed}, place)
-                    found.append(Run(study, arm, config, rate))
+                    found.append(Run(study, arm, config))
                 found += _candidates(grid, found[-1], values, place) if special.tune else []
     if len({*counts.values()}) > 1:
         least, most = min(counts, key=counts.get), max(counts, key=counts.get)
@@ -260,7 +267,7 @@ def _candidates(grid: Grid, run: Run, values: dict, place: str) -> list[Run]:
         name += "" if epochs == short else "-full"
         for seed in seeds:
             config = checked(RunConfig, {**values, **chosen, "epochs": epochs, "seed": seed}, place)
-            found.append(Run(run.study, run.arm, config, run.rate, name))
+            found.append(Run(run.study, run.arm, config, name))
     return found
 
 

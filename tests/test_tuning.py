@@ -368,3 +368,10 @@ def test_a_given_table_without_one_choice_for_the_arm_is_refused(preset, one_sen
     preset({}, tuned_grid() | {"tuned": "given.csv"})
     words = [f"given.csv has {count} choices for a/digits/bp", "leave `tuned` out"]
     refused(one_sentence, lambda: choose.main(str(results), "a/digits/bp"), *words)
+
+
+@pytest.mark.parametrize("content", [b"a,b\n1,2\n", b"", b"\xff\xfe\x00", b'"a\n1,2,3\n1,2,3,4,5'])
+def test_a_given_file_that_is_no_table_of_choices_is_refused(preset, one_sentence, content):
+    results = preset({}, tuned_grid() | {"tuned": "given.csv"})
+    Path("given.csv").write_bytes(content)
+    refused(one_sentence, lambda: choose.main(str(results), "a/digits/bp"), "given.csv", "tuned.csv")

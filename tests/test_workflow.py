@@ -367,6 +367,11 @@ def test_a_bad_config_stops_with_one_sentence(project):
     assert "lr is 0; it must be greater than 0" in text
 
 
+def test_a_table_of_choices_that_does_not_exist_stops_before_training(project):
+    text = stops_before_training(project, "nowhere.yaml", tuned="nowhere.csv")
+    assert "tuned is 'nowhere.csv', which does not exist: it must be a table of choices" in text
+
+
 def test_a_rank_beyond_a_matrix_stops_before_training(project):
     text = stops_before_training(project, "rank.yaml", studies=study(arm={"update": "top_r", "rank": 11}))
     assert "rank is 11, beyond the 10 x 16 matrix of layer 'head' of mlp; it must be 10 or less" in text

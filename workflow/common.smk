@@ -24,6 +24,12 @@ try:
 except InputError as error:
     raise WorkflowError(str(error))
 
+if GRID.tuned and not os.path.exists(GRID.tuned):
+    raise WorkflowError(
+        f"tuned is {GRID.tuned!r}, which does not exist: it must be a table of choices, such as the committed "
+        "results/quick/tuned.csv, or be left out to tune"
+    )
+
 RESULTS, FIGURES = f"results/{GRID.preset}", f"figures/{GRID.preset}"
 PLAN = f"{RESULTS}/plan.json"  # made by no job; training is not to wait for it, nor to run again for it
 TUNED = GRID.tuned or f"{RESULTS}/tuned.csv"
@@ -110,11 +116,6 @@ def choices(wildcards):
     return checkpoints.choose.get(**dict(zip(("study", "dataset", "arm"), source.split("/")))).output
 
 
-def all_choices(wildcards):
-    made = {grid.choice(GRID, run) for run in RUNS.values()} - {None}
-    return [path for path in sorted(made) if not GRID.allow_missing or os.path.exists(path)]
-
-
 def rivals(wildcards):
     """What an arm's choice is made from: its candidates, or the table of choices that is given."""
     arm = grid.ARM.format(**wildcards)
@@ -154,7 +155,7 @@ def edge_lines():
         return
     with open(TUNED, encoding="utf-8", newline="") as table:
         for row in csv.DictReader(table):
-            if row["edge"]:
+            if row.get("edge"):
                 where = grid.ARM.format(**row)
                 yield f"{TUNED}: the choice for {where} is the {row['edge']} tried: widen `tune` there, and run again"
 

@@ -6,7 +6,6 @@ rule collect:
     """A row per run, epoch, spectrum, cosine and norm."""
     input:
         finished_runs,
-        all_choices,
         "workflow/scripts/collect.py",
         multiext("rankcollapse/", "ranks.py", "spectra.py"),  # a new measure tabulates anew, and trains nothing
     output:

@@ -17,6 +17,7 @@ KEYS = ["study", "dataset", "arm"]
 KNOBS = list(grid.SHORT)
 COLUMNS = [*KEYS, *KNOBS, "epochs", "n", "diverged", "validation_percent_mean", "validation_percent_std"]
 COLUMNS += ["full_percent", "chosen", "edge"]
+MEND = "lower or widen its `tune` in the config if all candidates diverged, or leave `tuned` out to tune anew"
 
 
 def scores(plan: dict, results: Path, arm: str = "") -> pd.DataFrame:
@@ -65,24 +66,36 @@ def edge(part: pd.DataFrame, best: pd.Series) -> str:
 
 
 def choice(rows: pd.DataFrame, arm: str, knobs: list[str], where: str) -> dict[str, float]:
-    """The knobs of the chosen row of an arm. Raises InputError if there is none."""
+    """The knobs of the chosen row of an arm. Raises InputError if there is none, or for another kind of table."""
+    lacking = [column for column in (*KEYS, *knobs, "chosen") if column not in rows]
+    if lacking:
+        raise InputError(f"{where} lacks the column {lacking[0]!r}: it must be a table of choices, tuned.csv")
     rows = rows[(rows[KEYS] == arm.split("/")).all(axis=1) & rows["chosen"]]
     if len(rows) != 1:
         raise InputError(f"{where} has {len(rows)} choices for {arm}, and not one: {MEND}")
     return {knob: float(rows[knob].iloc[0]) for knob in knobs}
 
 
-MEND = "lower or widen its `tune` in the config if all candidates diverged, or leave `tuned` out to tune anew"
+def given(path: str) -> pd.DataFrame:
+    """The table of choices at `path`. Raises InputError for a file that is no table."""
+    try:
+        return read(path)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{path} cannot be read as a table ({reason}): it must be one of choices, tuned.csv"
+        ) from error
 
 
 def main(results: str, arm: str = "") -> None:
     plan = config.read(f"{results}/plan.json")
     if not arm:
         return write(f"{results}/tuned.csv", table(scores(plan, Path(results))), digits=6)
-    waiting = next(r for r in plan["runs"].values() if r["choice"] == f"{results}/tuning/{arm}/choice.json")
+    path = f"{results}/tuning/{arm}/choice.json"
+    waiting = next(run for run in plan["runs"].values() if run["choice"] == path)
     knobs = [knob for knob in KNOBS if knob not in waiting["config"]]
-    rows = read(plan["tuned"]) if plan["tuned"] else table(scores(plan, Path(results), arm))
-    files.write_json(f"{results}/tuning/{arm}/choice.json", choice(rows, arm, knobs, plan["tuned"] or "the tuning"))
+    rows = given(plan["tuned"]) if plan["tuned"] else table(scores(plan, Path(results), arm))
+    files.write_json(path, choice(rows, arm, knobs, plan["tuned"] or "the tuning"))
 
 
 if __name__ == "__main__":
