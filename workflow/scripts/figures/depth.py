@@ -29,11 +29,12 @@ def data(tables: Tables) -> DataFrame:
 def draw(table: DataFrame, looks: dict) -> FacetGrid:
     grid = drawing.facets(table, 2.1, sharey=False)
     drawing.share(grid, "dataset")
-    drawing.lines(grid, "k", "test_accuracy", looks)
-    for axes, part in drawing.cells(grid):
+    for axes, part in drawing.cells(grid):  # before the lines, which settle the limits
         for arm, mine in finished(part[part["k"].isna()]).groupby("arm", sort=False)["test_accuracy"]:
             look = {"color": looks["palette"][arm], "dashes": looks["dashes"][arm] or (None, None)}
             axes.axhline(mine.mean(), linewidth=1, zorder=1, **look)
+    drawing.lines(grid, "k", "test_accuracy", looks)
+    for axes, part in drawing.cells(grid):
         ticks = sorted(part["k"].dropna().unique())
         axes.set_xticks(ticks, ["all" if k == part["blocks"].iloc[0] else f"{k:.0f}" for k in ticks])
     return grid.set_axis_labels("blocks that learn", "test accuracy, %")
