@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import os
 import pickle
+import platform
 import random
 import re
 
@@ -32,6 +33,22 @@ TINY = {
     "gradient_every": 0,
     "signals_every": 0,
 }
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Where there is a GPU, what ran on it: a report to send."""
+    if not torch.cuda.is_available():
+        return
+    kinds = "passed", "failed", "error", "skipped"
+    reports = {kind: terminalreporter.stats.get(kind, []) for kind in kinds}
+    counts = {kind: sum("gpu" in getattr(one, "keywords", ()) for one in found) for kind, found in reports.items()}
+    major, minor = torch.cuda.get_device_capability()
+    terminalreporter.section("on the GPU")
+    name, count = torch.cuda.get_device_name(), torch.cuda.device_count()
+    terminalreporter.line(f"{name}, capability {major}.{minor}, the first of {count}")
+    cudnn = torch.backends.cudnn.version()
+    terminalreporter.line(f"torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {cudnn}, {platform.platform()}")
+    terminalreporter.line(", ".join(f"{number} {kind}" for kind, number in counts.items()))
 
 
 @pytest.fixture(scope="session", params=DEVICES)

@@ -18,6 +18,7 @@ from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer,
 
 from rankcollapse import check, convert, datasets, exact_feedback, models
 from rankcollapse.feedback import feedback_layers
+from rankcollapse.training import deterministic
 
 NETS = ["mlp", "cnn4", "resnet18"]
 SHAPE = datasets.SETS["cifar10"].shape
@@ -84,15 +85,25 @@ def assert_same_bits(found, expected):
         assert torch.equal(found[name], value), f"gradient of {name} differs from backpropagation's"
 
 
-def assert_exact_feedback_is_backpropagation(plain, x, like=None):
+def assert_exact_feedback_is_backpropagation(plain, x, device):
     """Convert a copy, set B = W, and compare all gradients with those of the model as it was."""
-    delta = torch.randn(plain(x).shape, generator=gen(2), dtype=x.dtype)
+    plain, x = plain.to(device), x.to(device)
+    delta = torch.randn(plain(x).shape, generator=gen(2), dtype=x.dtype).to(device)
     converted = convert(copy.deepcopy(plain), "fa", gen(1))
-    for error in (delta, None):
-        expected = gradients(plain, x, error)
-        with exact_feedback(converted):
-            assert_same_bits(gradients(converted, x, error), expected)
+    with deterministic():  # a GPU's backpropagation has not even its own bits without
+        for error in (delta, None):
+            expected = gradients(plain, x, error)
+            with exact_feedback(converted):
+                assert_same_bits(gradients(converted, x, error), expected)
     return converted
+
+
+def has_bits(conv, device):
+    """Whether the bits of backpropagation can be asked for: on a GPU a reflection's derivative has none of its own, and
+    `same` pads within a kernel, feedback before it, which sums in another order.
+    """
+    same = (conv.padding_mode, conv.padding) == ("zeros", "same")
+    return device == "cpu" or not (same or conv.padding_mode == "reflect")
 
 
 # ---- the nets ----
@@ -172,19 +183,21 @@ def test_initialize_leaves_nothing_of_what_the_memory_held():
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 5), (2, 3, 2, 5), (0, 5)])
-def test_linear_with_b_equal_to_w_gives_bp_gradients_to_the_bit(shape, bias):
-    assert_exact_feedback_is_backpropagation(nn.Linear(5, 7, bias=bias), torch.randn(shape))
+def test_linear_with_b_equal_to_w_gives_bp_gradients_to_the_bit(shape, bias, device):
+    assert_exact_feedback_is_backpropagation(nn.Linear(5, 7, bias=bias), torch.randn(shape), device)
 
 
-def test_linear_takes_an_input_that_is_not_contiguous():
-    assert_exact_feedback_is_backpropagation(nn.Linear(5, 7), torch.randn(3, 5, 4).transpose(1, 2))
+def test_linear_takes_an_input_that_is_not_contiguous(device):
+    assert_exact_feedback_is_backpropagation(nn.Linear(5, 7), torch.randn(3, 5, 4).transpose(1, 2), device)
 
 
 @pytest.mark.parametrize("options", CONVOLUTIONS, ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items()))
 @pytest.mark.parametrize("batch", [(3,), ()], ids=["batched", "unbatched"])
-def test_convolution_with_b_equal_to_w_gives_bp_gradients_to_the_bit(options, batch):
+def test_convolution_with_b_equal_to_w_gives_bp_gradients_to_the_bit(options, batch, device):
     conv = nn.Conv2d(4, **{"out_channels": 6, **({"out_channels": 4} if options.get("groups") == 4 else {}), **options})
-    assert_exact_feedback_is_backpropagation(conv, torch.randn(*batch, 4, 9, 8))
+    if not has_bits(conv, device):
+        pytest.skip("no bits to ask for on a GPU")
+    assert_exact_feedback_is_backpropagation(conv, torch.randn(*batch, 4, 9, 8), device)
 
 
 @st.composite
@@ -211,48 +224,50 @@ def convolutions(draw):
 
 @settings(max_examples=100)
 @given(convolutions())
-def test_any_convolution_with_b_equal_to_w_gives_bp_gradients_to_the_bit(drawn):
+def test_any_convolution_with_b_equal_to_w_gives_bp_gradients_to_the_bit(device, drawn):
     conv, shape = drawn
-    assert_exact_feedback_is_backpropagation(conv, torch.randn(shape, generator=gen(3)))
+    assume(has_bits(conv, device))
+    assert_exact_feedback_is_backpropagation(conv, torch.randn(shape, generator=gen(3)), device)
 
 
 @pytest.mark.parametrize("normalization", ["none", "batch"])
 @pytest.mark.parametrize("architecture", NETS)
-def test_whole_nets_with_b_equal_to_w_give_bp_gradients_to_the_bit(tiny, architecture, normalization):
+def test_whole_nets_with_b_equal_to_w_give_bp_gradients_to_the_bit(tiny, architecture, normalization, device):
     plain = build(tiny, architecture, normalization)
     x = torch.randn(4, *SHAPE, generator=gen(4))
-    converted = assert_exact_feedback_is_backpropagation(plain, x)
+    converted = assert_exact_feedback_is_backpropagation(plain, x, device)
     for name, buffer in plain.named_buffers():
         assert torch.equal(buffer, converted.get_buffer(name)), f"running statistics {name} differ"
 
 
-def test_torchvision_resnet18_with_b_equal_to_w_gives_bp_gradients_to_the_bit():
-    plain = torchvision.models.resnet18(num_classes=10)
+def test_torchvision_resnet18_with_b_equal_to_w_gives_bp_gradients_to_the_bit(device):
+    plain = torchvision.models.resnet18(num_classes=10).to(device)
     converted = convert(copy.deepcopy(plain), "fa", gen(1))
     for layer in feedback_layers(converted).values():
         layer.feedback = layer.weight.detach()
-    x, delta = torch.randn(2, 3, 64, 64), torch.randn(2, 10)
-    assert_same_bits(gradients(converted, x, delta), gradients(plain, x, delta))
+    x, delta = torch.randn(2, 3, 64, 64).to(device), torch.randn(2, 10).to(device)
+    with deterministic():
+        assert_same_bits(gradients(converted, x, delta), gradients(plain, x, delta))
     assert len(feedback_layers(converted)) == 21  # 20 convolutions, 3 of them 1x1 shortcuts, and the classifier
 
 
 @pytest.mark.parametrize("architecture", ["cnn4", "resnet18"])
-def test_channels_last_nets_with_b_equal_to_w_give_bp_gradients_to_the_bit(tiny, architecture):
+def test_channels_last_nets_with_b_equal_to_w_give_bp_gradients_to_the_bit(tiny, architecture, device):
     plain = build(tiny, architecture).to(memory_format=torch.channels_last)
     x = torch.randn(4, *SHAPE, generator=gen(4)).to(memory_format=torch.channels_last)
-    converted = assert_exact_feedback_is_backpropagation(plain, x)
+    converted = assert_exact_feedback_is_backpropagation(plain, x, device)
     for name, layer in feedback_layers(converted).items():
         assert layer.feedback.stride() == layer.weight.stride(), f"B of {name} is laid out unlike W"
 
 
 @pytest.mark.parametrize("architecture", NETS)
-def test_under_bfloat16_autocast_b_equal_to_w_is_plain_autocast(tiny, architecture):
-    plain = build(tiny, architecture)
-    with torch.autocast("cpu", torch.bfloat16):
-        x = torch.randn(4, *SHAPE, generator=gen(4))
+def test_under_bfloat16_autocast_b_equal_to_w_is_plain_autocast(tiny, architecture, device):
+    plain = build(tiny, architecture).to(device)
+    with deterministic(), torch.autocast(device, torch.bfloat16):
+        x = torch.randn(4, *SHAPE, generator=gen(4)).to(device)
         assert plain(x).dtype == torch.bfloat16
         converted = convert(copy.deepcopy(plain), "fa", gen(1))
-        delta = torch.randn(4, 10, generator=gen(2)).bfloat16()
+        delta = torch.randn(4, 10, generator=gen(2)).bfloat16().to(device)
         expected = gradients(plain, x, delta)
         with exact_feedback(converted):
             found = gradients(converted, x, delta)
@@ -263,33 +278,34 @@ def test_under_bfloat16_autocast_b_equal_to_w_is_plain_autocast(tiny, architectu
 @pytest.mark.parametrize(
     ("layer", "shape"), [(nn.Linear(3, 4), (2, 3)), (nn.Conv2d(2, 4, 2, 2, padding="valid", groups=2), (2, 2, 4, 5))]
 )
-def test_float64_gradients_with_b_equal_to_w_pass_gradcheck(layer, shape):
-    layer = convert(models.initialize(layer, gen()).double(), "fa", gen())
+def test_float64_gradients_with_b_equal_to_w_pass_gradcheck(layer, shape, device):
+    layer = convert(models.initialize(copy.deepcopy(layer), gen()).double().to(device), "fa", gen())
     weight, bias = (p.detach().clone().requires_grad_() for p in (layer.weight, layer.bias))
 
     def forward(x, weight, bias):
         values = {"weight": weight, "bias": bias, "feedback": weight.detach()}
         return torch.func.functional_call(layer, values, x)
 
-    x = torch.randn(shape, generator=gen(1), dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(forward, (x, weight, bias))
+    x = torch.randn(shape, generator=gen(1), dtype=torch.float64).to(device).requires_grad_()
+    with deterministic():
+        assert torch.autograd.gradcheck(forward, (x, weight, bias))
 
 
 # ---- another B is feedback alignment ----
 
 
-def test_mlp_with_random_b_follows_the_equations_of_feedback_alignment():
+def test_mlp_with_random_b_follows_the_equations_of_feedback_alignment(device):
     """Three layers in numpy: δ_3 = softmax - onehot, δ_l = (B_{l+1}ᵀ δ_{l+1}) * relu', gradient δ_l h_{l-1}ᵀ."""
     sizes = [6, 5, 4, 3]
     net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
-    convert(models.initialize(net, gen()).double(), "fa", gen(1), models.init_weight)
+    convert(models.initialize(net, gen()).double(), "fa", gen(1), models.init_weight).to(device)
     layers = list(feedback_layers(net).values())
     x, labels = torch.randn(7, sizes[0], generator=gen(2), dtype=torch.float64), torch.arange(7) % 3
-    x.requires_grad_()
-    F.cross_entropy(net(x), labels).backward()
+    images = x.to(device).requires_grad_()
+    F.cross_entropy(net(images), labels.to(device)).backward()
 
     weights, biases, feedback = (
-        [getattr(layer, name).detach().numpy() for layer in layers] for name in ("weight", "bias", "feedback")
+        [getattr(layer, name).detach().cpu().numpy() for layer in layers] for name in ("weight", "bias", "feedback")
     )
     hidden = [x.detach().numpy()]
     for i in range(3):
@@ -299,12 +315,12 @@ def test_mlp_with_random_b_follows_the_equations_of_feedback_alignment():
     delta[np.arange(7), labels.numpy()] -= 1
     delta /= 7
     for i in (2, 1, 0):
-        np.testing.assert_allclose(layers[i].weight.grad, delta.T @ hidden[i], rtol=0, atol=1e-15)
-        np.testing.assert_allclose(layers[i].bias.grad, delta.sum(0), rtol=0, atol=1e-15)
+        np.testing.assert_allclose(layers[i].weight.grad.cpu(), delta.T @ hidden[i], rtol=0, atol=1e-15)
+        np.testing.assert_allclose(layers[i].bias.grad.cpu(), delta.sum(0), rtol=0, atol=1e-15)
         delta = delta @ feedback[i]
         if i:
             delta = delta * (hidden[i] > 0)
-    np.testing.assert_allclose(x.grad, delta, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(images.grad.cpu(), delta, rtol=0, atol=1e-15)
 
 
 # ---- references of one's own: in float64, with plain autograd ----
@@ -375,16 +391,16 @@ def assert_feedback_alignment(found, plain, converted, x, delta, tolerance=None)
 
 
 @pytest.mark.parametrize("options", CONVOLUTIONS, ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items()))
-def test_convolution_with_random_b_sends_the_error_through_b_alone(options):
+def test_convolution_with_random_b_sends_the_error_through_b_alone(options, device):
     groups = options.get("groups", 1)
     plain = models.initialize(nn.Conv2d(4, **{"out_channels": 2 * groups, **options}), gen()).double()
-    conv = convert(copy.deepcopy(plain), "fa", gen(1), models.init_weight)
+    conv = convert(copy.deepcopy(plain), "fa", gen(1), models.init_weight).to(device)
     x = torch.randn(2, 4, 9, 8, generator=gen(2), dtype=torch.float64)
     delta = torch.randn(plain(x).shape, generator=gen(3), dtype=torch.float64)
-    found, expected = gradients(conv, x, delta), gradients(explicit(plain, conv), x, delta)
+    found, expected = gradients(conv, x.to(device), delta.to(device)), gradients(explicit(plain, conv), x, delta)
     exact = gradients(plain, x, delta)
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value)
+        torch.testing.assert_close(found[name].cpu(), value)
         assert torch.allclose(value, exact[name]) == (name != "input"), name
 
 
@@ -439,31 +455,34 @@ def test_compiled_gradients_are_those_of_the_reference(tiny, name, backend, prec
 
 
 @pytest.mark.parametrize("architecture", NETS)
-def test_random_b_changes_every_gradient_but_the_classifiers(tiny, architecture):
-    plain = build(tiny, architecture)
+def test_random_b_changes_every_gradient_but_the_classifiers(tiny, architecture, device):
+    plain = build(tiny, architecture).to(device)
     converted = convert(copy.deepcopy(plain), "fa", gen(1), models.init_weight)
-    x, delta = torch.randn(4, *SHAPE, generator=gen(4)), torch.randn(4, 10, generator=gen(2))
-    expected, found = gradients(plain, x, delta), gradients(converted, x, delta)
+    x, delta = (torch.randn(4, *shape, generator=gen(n)).to(device) for n, shape in ((4, SHAPE), (2, [10])))
+    with deterministic():
+        expected, found = gradients(plain, x, delta), gradients(converted, x, delta)
     for name, value in expected.items():
         if name.endswith("weight"):
             assert torch.equal(found[name], value) == (name == "head.weight"), name
 
 
 @pytest.mark.parametrize(("layer", "shape"), [(nn.Linear(3, 4), (2, 3)), (nn.Conv2d(2, 4, 3, padding=1), (2, 2, 4, 5))])
-def test_weight_and_bias_gradients_of_a_layer_are_exact_whatever_b_is(layer, shape):
-    plain = models.initialize(layer, gen())
-    x = torch.randn(shape, generator=gen(2))
-    delta = torch.randn(plain(x).shape, generator=gen(3))
-    expected = gradients(plain, x, delta)
-    found = gradients(convert(copy.deepcopy(plain), "fa", gen(1)), x, delta)
+def test_weight_and_bias_gradients_of_a_layer_are_exact_whatever_b_is(layer, shape, device):
+    plain = models.initialize(copy.deepcopy(layer), gen()).to(device)
+    x = torch.randn(shape, generator=gen(2)).to(device)
+    delta = torch.randn(plain(x).shape, generator=gen(3)).to(device)
+    with deterministic():
+        expected = gradients(plain, x, delta)
+        found = gradients(convert(copy.deepcopy(plain), "fa", gen(1)), x, delta)
     assert not torch.equal(found.pop("input"), expected.pop("input"))
     assert_same_bits(found, expected)
 
 
-def test_the_forward_pass_does_not_depend_on_b(tiny):
-    plain = build(tiny, "resnet18", "batch")
-    x = torch.randn(4, *SHAPE, generator=gen(4))
-    assert torch.equal(convert(copy.deepcopy(plain), "fa", gen(1))(x), plain(x))
+def test_the_forward_pass_does_not_depend_on_b(tiny, device):
+    plain = build(tiny, "resnet18", "batch").to(device)
+    x = torch.randn(4, *SHAPE, generator=gen(4)).to(device)
+    with deterministic():
+        assert torch.equal(convert(copy.deepcopy(plain), "fa", gen(1))(x), plain(x))
 
 
 def test_norm_and_activation_pass_the_error_exactly():
@@ -505,12 +524,13 @@ def test_the_memory_layout_of_b_does_not_matter(layer):
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(5, 4), nn.Conv2d(3, 4, 3)], ids=["linear", "convolution"])
-def test_a_b_that_is_loaded_or_written_or_assigned_counts_from_the_next_pass(layer):
-    x = torch.randn(2, *([5] if isinstance(layer, nn.Linear) else [3, 6, 6]), requires_grad=True)
-    model = convert(nn.Sequential(layer), "fa", gen(0))
+def test_a_b_that_is_loaded_or_written_or_assigned_counts_from_the_next_pass(layer, device):
+    x = torch.randn(2, *([5] if isinstance(layer, nn.Linear) else [3, 6, 6])).to(device).requires_grad_()
+    model = convert(nn.Sequential(copy.deepcopy(layer)).to(device), "fa", gen(0))
+    layer = model[0]
 
     def sent_back():
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16):
             y = model(x)
         return torch.autograd.grad(y.float().sum(), x)[0]
 
@@ -528,17 +548,17 @@ def test_a_b_that_is_loaded_or_written_or_assigned_counts_from_the_next_pass(lay
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
-def test_a_copy_does_not_go_on_with_the_bs_of_its_original(duplicate):
+def test_a_copy_does_not_go_on_with_the_bs_of_its_original(duplicate, device):
     """Not even where it was cast for autocast, and where as many writes have passed since as at the original."""
-    x = torch.randn(2, 5, requires_grad=True)
+    x = torch.randn(2, 5).to(device).requires_grad_()
 
     def sent_back(model):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16):
             y = model(x)
         return torch.autograd.grad(y.float().sum(), x)[0]
 
     for writes in range(4):
-        model = convert(nn.Sequential(nn.Linear(5, 4)), "fa", gen())
+        model = convert(nn.Sequential(nn.Linear(5, 4)).to(device), "fa", gen())
         for _ in range(writes):
             model[0].feedback.mul_(1)
         once = sent_back(model)
@@ -558,7 +578,7 @@ def twice(size=5):
 
 def in_another_memory(call, x):
     """What is saved for the backward pass comes back at another address."""
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().numpy().copy(), torch.from_numpy):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().clone(), lambda t: t):
         return call(x)
 
 
@@ -580,10 +600,10 @@ def through_file(model):
     ],
     ids=["checkpoint", "checkpoint, reentrant", "saved-tensor hooks", "deepcopy", "pickle"],
 )
-def test_gradients_are_those_of_the_reference_however_the_model_runs(change, call):
+def test_gradients_are_those_of_the_reference_however_the_model_runs(change, call, device):
     plain = models.initialize(twice(), gen())
-    net = change(convert(copy.deepcopy(plain), "fa", gen(1)))
-    x, delta = (torch.randn(6, n, generator=gen(n), dtype=torch.float64) for n in (5, 3))
+    net = change(convert(copy.deepcopy(plain), "fa", gen(1)).to(device))
+    x, delta = (torch.randn(6, n, generator=gen(n), dtype=torch.float64).to(device) for n in (5, 3))
     found = gradients(net, x, delta, lambda h: call(net, h))
     assert_feedback_alignment(found, plain, net, x, delta, 1e-12)
 
