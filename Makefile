@@ -4,7 +4,7 @@ BIN := .venv/bin
 CORES ?= all
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 
-.PHONY: setup demo quick paper test test-gpu lint format bench readme schema lock
+.PHONY: setup demo quick paper test test-gpu verify lint format bench readme schema lock envs check-conda
 
 setup: .venv/installed
 
@@ -34,9 +34,12 @@ paper: setup ## the paper's grid, config.yaml: for GPUs
 test: setup ## all tests, the workflow end to end among them
 	$(BIN)/python -m pytest
 
-test-gpu: setup ## the tests that run on a GPU; an error where there is none
+test-gpu: setup ## the tests that run on a GPU, and a report to send; an error where there is none
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no GPU here: torch sees no CUDA device, and nothing was tested")'
 	$(BIN)/python -m pytest -m gpu
+
+verify: setup ## check all that was made against its seals, byte by byte
+	$(BIN)/python workflow/scripts/verify.py
 
 lint: setup
 	$(BIN)/ruff check .
@@ -45,6 +48,7 @@ lint: setup
 	$(BIN)/snakemake --lint
 	$(BIN)/python -m rankcollapse schema --check
 	$(BIN)/python workflow/scripts/readme.py --check
+	$(BIN)/python workflow/scripts/environments.py --check
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -63,3 +67,10 @@ schema: setup ## write config.schema.json, by which editors check and complete t
 lock: ## pin the newest versions that pyproject.toml allows (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --no-emit-index-url --no-emit-find-links --extra workflow --extra dev pyproject.toml --output-file requirements.lock
+	$(MAKE) envs
+
+envs: setup ## write the conda environments, from pyproject.toml and the lock
+	$(BIN)/python workflow/scripts/environments.py
+
+check-conda: setup ## make the environments with a real conda, train a run in one, print a report; an error without conda
+	@$(BIN)/python workflow/scripts/check_conda.py

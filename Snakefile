@@ -8,6 +8,7 @@ configfile: "config.yaml"
 
 
 include: "workflow/common.smk"
+include: "workflow/mend.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/results.smk"
 
@@ -32,3 +33,4 @@ rule all:
         rules.summarise.output,
         rules.pages.output,
         rules.paper.output,
+        rules.seal.output,

@@ -6,7 +6,8 @@
 
 The files follow the data: `config` and `grid` say what to run, `datasets` and `data` make its images, `models` its
 network; `feedback` changes the backward pass, `rules` says where, `check` whether it did; `optim` makes the update;
-`probes` measures, `spectra` keeps, `ranks` evaluates; `training` is the loop, and `folder` what a run leaves.
+`probes` measures, `spectra` keeps, `ranks` evaluates; `training` is the loop, `job` one run of it, `saves` what that
+goes on from, `lock` its claim to be the only one, `folder` what it leaves, and `seals` what shows that this is whole.
 """
 
 import importlib
@@ -27,7 +28,7 @@ _NAMES = {
     "optim": ["MomentumSGD", "FlatMuon"],
     "ranks": ["MEASURES", "measures"],
     "probes": ["singular_values"],
-    "folder": ["train", "load_checkpoint"],
+    "job": ["train", "load_checkpoint"],
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_HOME)

@@ -1,24 +1,28 @@
 """The command line: `python -m rankcollapse train | data | bench | schema`, see --help."""
 
 import argparse
+import contextlib
 import functools
+import os
+import signal
 import sys
 from pathlib import Path
 
-from rankcollapse import datasets, files, gpus, grid
+from rankcollapse import datasets, files, gpus, grid, seals
 from rankcollapse.config import RunConfig, read, run_config
-from rankcollapse.errors import InputError
+from rankcollapse.errors import InputError, Stopped
+from rankcollapse.folder import finished
 
 
 def _train(args: argparse.Namespace) -> None:
     values = read("/dev/stdin" if args.config == "-" else args.config)
-    name, about, device, slots = args.run or args.out, None, args.device, args.gpu_slots
+    name, about, device, slots, minutes = args.run or args.out, None, args.device, args.gpu_slots, args.save_minutes
     if args.run is None:
         config = run_config(values)
     else:
         try:
             planned = {**values["runs"], **values["candidates"]}[name]
-            device, slots = values["device"], values["gpu_slots"]
+            device, slots, minutes = values["device"], values["gpu_slots"], values["save_minutes"]
             config = grid.resolved(planned, f"{args.config}, {name}")
             about = {key: planned[key] for key in ("study", "arm")}
             identity = grid.identity(config, RunConfig.model_fields.keys() - planned["config"].keys())
@@ -27,14 +31,20 @@ def _train(args: argparse.Namespace) -> None:
             raise InputError(f"{what}: run snakemake, which writes it") from error
         if args.identity not in (None, identity):
             raise InputError(f"{args.config} has {name} in another version than {args.identity}: run snakemake again")
-    with gpus.claim(slots if device != "cpu" else 0):
-        import torch  # only now: it reads CUDA_VISIBLE_DEVICES once
+    result = None if args.fresh else finished(Path(args.out), config, lambda text: None)
+    if result:
+        print(f"{name} is there already, whole", file=sys.stderr)
+    else:
+        with gpus.claim(slots if device != "cpu" else 0):
+            import torch  # only now: it reads CUDA_VISIBLE_DEVICES once
 
-        from rankcollapse.folder import train
+            from rankcollapse.job import train
 
-        if args.threads:
-            torch.set_num_threads(args.threads)
-        result = train(config, args.out, data_dir=args.data_dir, device=device, about=about, name=name)
+            if args.threads:
+                torch.set_num_threads(args.threads)
+            how = {"data_dir": args.data_dir, "device": device, "about": about, "name": name, "save_minutes": minutes}
+            result = train(config, args.out, **how, replace=args.run is not None, fresh=args.fresh)
+    os.utime(Path(args.out, "run.json"))  # snakemake wants it newer than what it is made from
     ending = "" if result["outcome"] == "finished" else f", DIVERGED in epoch {result['epochs']}"
     cost = f"{result['seconds']:.0f} s, {result['images_per_second']:.0f} images/s on {result['device']}"
     split = "validation" if config.tuning else "test"
@@ -42,7 +52,10 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _data(args: argparse.Namespace) -> None:
-    print(datasets.prepare(args.name, args.data_dir, args.out, args.download), file=sys.stderr)
+    folder = datasets.prepare(args.name, args.data_dir, args.out, args.download)
+    for path, what in seals.seal_once(folder, datasets.ARRAYS):
+        raise InputError(f"{path} is {what} since it was sealed: delete {folder} to have it made anew")
+    print(folder, file=sys.stderr)
 
 
 def _bench(args: argparse.Namespace) -> None:
@@ -78,6 +91,8 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where (default auto)")
     train.add_argument("--threads", type=_positive, help="CPU threads; torch's choice otherwise")
     train.add_argument("--gpu-slots", type=_positive, default=1, metavar="N", help="runs that may share one GPU")
+    train.add_argument("--save-minutes", type=float, default=5.0, metavar="MIN", help="between two saves of its state")
+    train.add_argument("--fresh", action="store_true", help="start over, whatever was saved or finished")
 
     data = commands.add_parser("data", help="check a data set's official files and convert them for training")
     data.add_argument("name", choices=datasets.SETS)
@@ -104,6 +119,10 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"rankcollapse: {error}", file=sys.stderr)
         return 2
+    except (Stopped, KeyboardInterrupt) as error:
+        with contextlib.suppress(BrokenPipeError):  # where a signal has ended the log's writer too
+            print(f"rankcollapse: {error}", file=sys.stderr)
+        return 128 + getattr(error, "number", signal.SIGINT)
     except OSError as error:  # above all a full disk
         where = error.filename or getattr(args, "out", args.command)
         hint = "free space or mend the path, then run the same command again: what was complete before is untouched"

@@ -18,8 +18,8 @@ import torch
 from rankcollapse import data, datasets
 from rankcollapse.config import RunConfig
 from rankcollapse.errors import InputError
-from rankcollapse.folder import device_label
 from rankcollapse.grid import Run
+from rankcollapse.job import device_label
 from rankcollapse.training import State, deterministic, fit, pick_device
 
 STEPS = 40  # of training in one timing of the step

@@ -128,6 +128,8 @@ class Grid(Strict):
     gpu_slots: int = Field(1, ge=1, description="training jobs that share one GPU")
     tuned: str | None = Field(None, description="table of choices, tuned.csv, to take rates from in place of tuning")
     tuning: Tuning = Tuning()
+    save_minutes: float = Field(5.0, gt=0, description="minutes between two saves of all that a run is so far")
+    fresh: bool = Field(False, description="start the runs that are trained over, whatever was saved of them")
     allow_missing: bool = Field(False, description="render from the runs that are there, marking the others as missing")
     run: Settings = Field(description="defaults of every run")
     arms: dict[Name, Arm] = Field(min_length=1, description="the algorithms, by name")
@@ -281,11 +283,16 @@ def identity(config: RunConfig, without: Collection[str] = ()) -> str:
     return hashlib.sha256(json.dumps([knobs, training_code()], sort_keys=True).encode()).hexdigest()[:16]
 
 
-@functools.cache
 def training_code() -> str:
-    """Hash of the modules that train, comments, docstrings and layout aside."""
+    """Hash of the modules that train."""
+    return code(TRAINING)
+
+
+@functools.cache
+def code(modules: tuple[str, ...]) -> str:
+    """Hash of modules of this package, comments, docstrings and layout aside."""
     parts = []
-    for name in TRAINING:
+    for name in modules:
         tree = ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
@@ -304,7 +311,7 @@ def plan(grid: Grid) -> dict:
         for run in planned:
             part[run.name] = {**run.place, "rate": run.rate, "choice": choice(grid, run), "config": run.knobs}
             part[run.name] |= {"candidate": run.candidate, "identity": run.identity}
-    return {**grid.model_dump(include={"preset", "title", "device", "gpu_slots", "tuned"}), **parts}
+    return {**grid.model_dump(include={"preset", "title", "device", "gpu_slots", "save_minutes", "tuned"}), **parts}
 
 
 def choice(grid: Grid, run: Run) -> str | None:

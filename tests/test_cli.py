@@ -6,9 +6,11 @@ import re
 import resource
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -324,7 +326,7 @@ def test_no_space_ends_with_code_3_and_one_line(training, config_file, tmp_path,
     assert main(training(config_file, "--out", tmp_path / "run")) == 3
     (line,) = errors(capsys.readouterr().err)
     one_sentence(line, "rankcollapse: ", "checkpoint", "No space left on device", "the same command again")
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "metrics.csv"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "metrics.csv", "state"}
 
 
 @pytest.mark.parametrize(
@@ -341,7 +343,7 @@ def test_a_disk_that_is_full_in_earnest_ends_with_code_3_and_one_line(training, 
     assert done.returncode == 3, done.stderr
     (line,) = errors(done.stderr)
     one_sentence(line, "rankcollapse: ", word)
-    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"config.json", "metrics.csv", "gradients.bin"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"config.json", "metrics.csv", "state"}
 
 
 @pytest.mark.parametrize("option", ["--out", "--data-dir"])
@@ -426,6 +428,32 @@ def test_two_processes_get_a_gpu_each_and_a_third_waits_for_one(claimant):
     assert select.select([third.stdout], [], [], 0.5)[0] == []
     second.kill()  # a lock does not outlive its process
     assert third.stdout.readline().split() == held[1]
+
+
+def admit(waiting, holding, count):
+    """Move those that say which GPU they hold from `waiting` to `holding`: `count` will, and then no other does."""
+    while ready := select.select([process.stdout for process in waiting], [], [], 60 if count > 0 else 0.7)[0]:
+        for process in [process for process in waiting if process.stdout in ready]:
+            waiting.remove(process)
+            holding[process] = process.stdout.readline().split()[0]
+            count -= 1
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_six_processes_never_exceed_the_slots_of_two_gpus_and_all_have_their_turn(claimant, slots):
+    """Even where the first to end is killed."""
+    waiting, holding, codes = [claimant("0,1", slots) for _ in range(6)], {}, []
+    while waiting or holding:
+        admit(waiting, holding, min(len(waiting), 2 * slots - len(holding)))
+        held = Counter(holding.values())
+        assert held == {"0": slots, "1": slots} if waiting else max(held.values()) <= slots
+        process = next(iter(holding))
+        del holding[process]
+        if not codes:
+            process.kill()
+        process.communicate(timeout=60)  # which closes its standard input
+        codes.append(process.returncode)
+    assert codes == [-signal.SIGKILL, 0, 0, 0, 0, 0]
 
 
 def test_every_gpu_is_filled_before_one_is_shared(claimant):

@@ -467,7 +467,7 @@ def test_a_plan_read_back_gives_each_run_its_identity(over):
                 "rate": run.rate,
                 "candidate": run.candidate,
             }
-    keys = ("preset", "title", "device", "gpu_slots", "tuned")
+    keys = ("preset", "title", "device", "gpu_slots", "save_minutes", "tuned")
     assert {key: plan[key] for key in keys} == {key: getattr(found, key) for key in keys}
 
 
@@ -478,7 +478,7 @@ from rankcollapse import grid
 from rankcollapse.config import RunConfig, run_config
 package = Path(grid.__file__).parent
 def identity():
-    grid.training_code.cache_clear()
+    grid.code.cache_clear()
     return grid.identity(RunConfig()), grid.identity(run_config({"rule": "fa", "lr": 0.5}))
 found = {"": identity()}
 for edit in json.loads(sys.stdin.read()):
@@ -512,8 +512,8 @@ def copied(tmp_path):
 
 TRAINING = {"data", "datasets", "feedback", "models", "optim", "probes", "rules", "spectra", "training"}
 OTHER = {
-    "__init__", "__main__", "bench", "check", "config", "errors", "files", "folder", "gpus", "grid", "progress",
-    "ranks",
+    "__init__", "__main__", "bench", "check", "config", "errors", "files", "folder", "gpus", "grid", "job", "lock",
+    "progress", "ranks", "saves", "seals",
 }  # fmt: skip
 
 

@@ -22,6 +22,8 @@ import pytest
 import yaml
 from scipy import stats
 
+from rankcollapse import folder as folders
+from rankcollapse import seals
 from rankcollapse.config import InputError, RunConfig, Settings, read
 from rankcollapse.grid import grid as grid_of
 from rankcollapse.grid import identity, overlay, plan
@@ -549,30 +551,38 @@ def write_run(runs: Path, run: dict, **result) -> Path:
     flat = [Spectrum("error", "conv4", "batch", step, 64, np.full(step + 1, 3.0)) for step in (1, 2)]
     save_spectra(folder / "spectra.npz", flat)
     (folder / "config.json").write_text(json.dumps(run["config"]), encoding="utf-8")
-    rows = [",".join(collect.METRICS), "1,10,2.5,0.125,2.25,0.15", "2,20,1.5,0.25,1.25,0.35"]
-    (folder / "metrics.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (folder / "checkpoint.pt").write_bytes(b"weights")
     steps = (0, 20) if run["config"]["rule"] == "fa" else ()
-    cosines = [",".join(collect.SCALARS), *(f"weight,conv{i},{step},0.123456789" for step in steps for i in (1, 2))]
-    (folder / "alignment.csv").write_text("\n".join(cosines) + "\n", encoding="utf-8")
-    norms = [",".join(collect.SCALARS), *(f"{q},conv1,0,{size}" for q, size in (("weight", 2), ("reference", 0.5)))]
-    (folder / "norms.csv").write_text("\n".join(norms) + "\n", encoding="utf-8")
+    tables = {
+        "metrics.csv": folders.table(
+            folders.METRICS, [(1, 10, 2.5, 0.125, 2.25, 0.15), (2, 20, 1.5, 0.25, 1.25, 0.35)]
+        ),
+        "ranks.csv": folders.rank_table(flat),
+        "alignment.csv": folders.table(
+            folders.SCALARS, [("weight", f"conv{i}", step, 0.123456789) for step in steps for i in (1, 2)]
+        ),
+        "norms.csv": folders.table(folders.SCALARS, [("weight", "conv1", 0, 2.0), ("reference", "conv1", 0, 0.5)]),
+    }
+    for file, text in tables.items():
+        (folder / file).write_text(text, encoding="utf-8")
     found = {
         "study": run["study"], "arm": run["arm"], "identity": run["identity"], "outcome": "finished", "epochs": 2,
         "test_accuracy": 0.5, "test_loss": 1.0, "validation_accuracy": 0.35, "train_loss": 1.5, "parameters": 11173962,
         "seconds": 3.0, "train_seconds": 2.0, "probe_seconds": 0.5, "images_per_second": 100.0, "memory_mb": 512,
         "started": "2026-01-01T00:00:00Z", "finished": "2026-01-01T00:00:03Z", "device": "Prüfgerät, 2 Kerne",
-        "threads": 1, "python": "3.11", "rankcollapse": "0", "torch": "2", "code": "c", **result,
+        "threads": 1, "python": "3.11", "rankcollapse": "0", "torch": "2", "code": "c", "resumed": 0,
+        "measures": folders.measures_code(), **result,
     }  # fmt: skip
-    (folder / "run.json").write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+    seals.write(folder / "run.json", found, folders.RUN, folder)
     return folder
 
 
 @pytest.fixture
 def grid(tmp_path):
-    """plan.json and run folders: finished with another lr than planned, without cosines, diverged, stale, absent."""
-    changed, bp, diverged = planned("fa", rule="fa"), planned("bp"), planned("fa", 1, rule="fa")
+    """plan.json and run folders: finished, without cosines, diverged, stale, absent."""
+    changed, bp, diverged = planned("fa", rule="fa", lr=0.5), planned("bp"), planned("fa", 1, rule="fa")
     stale, absent = planned("1"), planned("nan", lr=0.2)
-    write_run(tmp_path / "runs", {**changed, "config": {**changed["config"], "lr": 0.5}})
+    write_run(tmp_path / "runs", changed)
     write_run(tmp_path / "runs", bp)
     write_run(tmp_path / "runs", diverged, outcome="diverged", test_loss=float("nan"))
     write_run(tmp_path / "runs", stale, identity="of another time")
@@ -630,7 +640,8 @@ def test_a_run_is_missing_once_its_choice_is_another(tmp_path):
     waiting["config"] = {key: value for key, value in run["config"].items() if key != "lr"}
     for lr, outcome in ((0.5, "finished"), (0.1, "missing")):
         choice.write_text(json.dumps({"lr": lr}), encoding="utf-8")
-        made = collect.collect({"runs": {name(each): each for each in (fixed, waiting)}}, tmp_path)
+        collect.collect({"runs": {name(each): each for each in (fixed, waiting)}}, tmp_path, tmp_path / "tables")
+        made = {table: analysis.read(tmp_path / "tables" / f"{table}.csv") for table in ("runs", "epochs")}
         row = made["runs"].set_index("arm").loc["fa"]
         assert (row["rate"], row["outcome"], row.dropna().get("lr")) == ("tuned", outcome, {0.5: 0.5}.get(lr))
         assert len(made["epochs"]) == (4 if outcome == "finished" else 2)
@@ -641,14 +652,14 @@ def test_without_any_run_there_is_nothing_to_tabulate(grid):
     done = script("collect", grid)
     assert done.returncode == 1
     one_line(done.stderr, "nothing to tabulate")
-    assert not (grid / "tables").exists()
+    assert not [*(grid / "tables").iterdir()]
 
 
 def cut(blob: bytes) -> bytes:
     return blob[: len(blob) // 2]
 
 
-FILES = ["config.json", "metrics.csv", "alignment.csv", "norms.csv", "spectra.npz"]
+FILES = ["metrics.csv", "ranks.csv", "alignment.csv", "norms.csv"]  # what collect.py reads beside run.json
 DAMAGES = {
     "cut": cut,
     "empty": lambda blob: b"",
@@ -664,8 +675,9 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path, file, damage):
     path = write_run(tmp_path, run) / file
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     with pytest.raises(InputError) as error:
-        collect.collect({"runs": {name(run): run}}, tmp_path)
-    one_line(error.value, str(path), "delete its run folder", str(path.parent), "run the same command again")
+        collect.collect({"runs": {name(run): run}}, tmp_path, tmp_path / "tables")
+    one_line(error.value, str(path), "run the same command again")
+    assert not [*(tmp_path / "tables").iterdir()]
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -674,8 +686,19 @@ def test_an_absent_file_of_a_complete_run_is_named(tmp_path, file):
     path = write_run(tmp_path, run) / file
     path.unlink()
     with pytest.raises(InputError) as error:
-        collect.collect({"runs": {name(run): run}}, tmp_path)
-    one_line(error.value, str(path), "delete its run folder")
+        collect.collect({"runs": {name(run): run}}, tmp_path, tmp_path / "tables")
+    one_line(error.value, str(path), "run the same command again")
+
+
+def test_spectra_are_tabulated_anew_by_a_new_measure_and_only_if_they_are_whole(tmp_path, monkeypatch):
+    run = planned("fa", rule="fa")
+    folder, plan = write_run(tmp_path, run, measures="of before"), {"runs": {name(run): run}}
+    (folder / "ranks.csv").write_text("of before", encoding="utf-8")  # not looked at
+    collect.collect(plan, tmp_path, tmp_path / "tables")
+    assert analysis.read(tmp_path / "tables" / "ranks.csv.gz")["entropy_s"].tolist() == [2, 3]
+    (folder / "spectra.npz").write_bytes((folder / "spectra.npz").read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"spectra\.npz"):
+        collect.collect(plan, tmp_path, tmp_path / "tables")
 
 
 def test_an_epoch_that_is_cut_off_with_its_whole_line_is_noticed(tmp_path):
@@ -683,7 +706,7 @@ def test_an_epoch_that_is_cut_off_with_its_whole_line_is_noticed(tmp_path):
     path = write_run(tmp_path, run) / "metrics.csv"
     path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
     with pytest.raises(InputError, match=r"metrics\.csv"):
-        collect.collect({"runs": {name(run): run}}, tmp_path)
+        collect.collect({"runs": {name(run): run}}, tmp_path, tmp_path / "tables")
 
 
 # ---- pages, provenance, README ----

@@ -3,7 +3,9 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,16 +16,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.utils import counters
 
 import rankcollapse
 from rankcollapse import data as batching
-from rankcollapse import feedback, files, grid, load_checkpoint, models, optim, probes, train
+from rankcollapse import feedback, files, grid, load_checkpoint, models, optim, probes, seals, train
+from rankcollapse import folder as folders
 from rankcollapse.config import InputError, RunConfig, run_config
 from rankcollapse.rules import Backpropagation
 from rankcollapse.spectra import Spectrum, read_spectra, save_spectra
 from rankcollapse.training import deterministic, evaluate, fit, make_model, pick_device
 
-FILES = {"config.json", "metrics.csv", "alignment.csv", "norms.csv", "checkpoint.pt", "spectra.npz", "run.json"}
+FILES = {*folders.RUN, "run.json"}
 PROBES = {"gradient_every": 1, "gradient_stride": 4, "gradient_window": 8, "signals_every": 1}
 CNN = {"architecture": "cnn4", "width": 4, "normalization": "batch"}
 ARMS = {
@@ -34,7 +38,11 @@ ARMS = {
     "fa+muon": {"rule": "fa", "normalization": "batch", "optimizer": "muon", "lr": 0.01, "weight_decay": 0.5},
     "fa, top_r": {"rule": "fa", "update": "top_r", "rank": 2},
     "fa, bfloat16": {"rule": "fa", "precision": "bfloat16"},
+    "fa+bn, compiled": {"rule": "fa", "normalization": "batch", "compile": True},
 }
+COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+compiles = pytest.mark.skipif(not COMPILER, reason="no C++ compiler")
+EVERY = [pytest.param(arm, marks=compiles) if "compiled" in arm else arm for arm in ARMS]
 
 
 def weights(folder):
@@ -87,19 +95,19 @@ def run(data_dir):
 
 
 @pytest.fixture(scope="module")
-def probed(tiny, run, tmp_path_factory):
+def probed(tiny, run, tmp_path_factory, device):
     """A run folder of feedback alignment, and one of backpropagation, with every probe on, over two epochs."""
     folder = tmp_path_factory.mktemp("probed")
     configs = {rule: tiny(rule=rule, epochs=2, train_images=None, **PROBES) for rule in ("fa", "bp")}
     for rule, config in configs.items():
-        run(config, folder / rule)
+        run(config, folder / rule, device)
     return folder, configs
 
 
 # ---- the same bits ----
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", EVERY)
 def test_a_config_gives_the_same_bits_twice_with_and_without_probes_and_other_bits_with_another_seed(
     tiny, run, tmp_path, device, arm
 ):
@@ -113,6 +121,20 @@ def test_a_config_gives_the_same_bits_twice_with_and_without_probes_and_other_bi
         assert (first / "metrics.csv").read_bytes() == (folder / "metrics.csv").read_bytes()
     assert read_spectra(first / "spectra.npz") == []
     assert len(read_spectra(probed / "spectra.npz")) > 20
+    assert not torch.equal(weights(first)["head.weight"], weights(other)["head.weight"])
+
+
+@pytest.mark.parametrize("architecture", ["cnn4", "resnet18"])
+def test_convolutions_in_bfloat16_give_the_same_bits_twice(tiny, fake_cifar, tmp_path, device, architecture):
+    """As the presets for CIFAR train on a GPU, and the digits cannot."""
+    options = {"dataset": "cifar10", "train_images": 128, "validation_images": 50, "flip": True, "crop": 4, "width": 8}
+    arm = {"architecture": architecture, "rule": "fa", "normalization": "batch", "precision": "bfloat16"}
+    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
+        config = tiny(**options, **arm, **PROBES, batch_size=32, seed=seed)
+        train(config, tmp_path / name, data_dir=fake_cifar, device=device)
+    first, again, other = (tmp_path / name for name in ("first", "again", "other"))
+    assert_same_bits(weights(first), weights(again))
+    assert contents(read_spectra(first / "spectra.npz")) == contents(read_spectra(again / "spectra.npz"))
     assert not torch.equal(weights(first)["head.weight"], weights(other)["head.weight"])
 
 
@@ -147,7 +169,7 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "bp"])
+@pytest.mark.parametrize("arm", EVERY[1:])
 def test_a_run_goes_on_from_a_saved_state_to_the_same_bits(tiny, new_state, device, arm):
     config = tiny(epochs=2, **PROBES, **ARMS[arm])
     with deterministic():
@@ -173,6 +195,29 @@ def test_a_run_goes_on_from_a_saved_state_to_the_same_bits(tiny, new_state, devi
             assert repr(later.probes.alignment) == repr(whole.probes.alignment), name
             assert repr(later.probes.norms) == repr(whole.probes.norms), name
             assert not later.probes.path.exists()
+
+
+def test_a_run_that_is_terminated_and_started_again_gives_the_same_bits(tiny, run, data_dir, tmp_path, device):
+    config = tiny(**ARMS["fa+bn, cnn4, flip, crop"], epochs=100, gradient_every=7, signals_every=25)
+    run(config, tmp_path / "whole", device)
+    files.write_json(tmp_path / "config.json", config.model_dump())
+    out, command = tmp_path / "run", [sys.executable, "-m", "rankcollapse", "train", tmp_path / "config.json"]
+    command += ["--out", out, "--data-dir", data_dir, "--device", device, "--threads", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        said = next((line for line in process.stderr if re.search(r"step [1-9]\d*/1000", line)), "")
+        process.terminate()
+        said += process.communicate(timeout=60)[1]
+        assert process.returncode == 128 + signal.SIGTERM, said
+    assert not (out / "run.json").exists()
+    assert any((out / "state").rglob("*.pt"))
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"resumed at step [1-9]\d* of 1000", done.stderr)
+    assert not (out / "state").exists()
+    assert_same_bits(weights(tmp_path / "whole"), weights(out))
+    assert contents(read_spectra(tmp_path / "whole" / "spectra.npz")) == contents(read_spectra(out / "spectra.npz"))
+    for name in ("metrics.csv", "alignment.csv", "norms.csv"):
+        assert (tmp_path / "whole" / name).read_bytes() == (out / name).read_bytes()
 
 
 def test_training_leaves_global_state_alone(tiny, run, tmp_path, global_random_state, device):
@@ -208,11 +253,11 @@ def test_global_random_state_does_not_reach_a_run(tiny, run, tmp_path, device):
 
 
 @pytest.mark.parametrize("rule", ["bp", "fa"])
-def test_a_run_is_sgd_under_a_cosine_and_its_trajectory_spectra_are_numpys(digits, probed, rule):
+def test_a_run_is_sgd_under_a_cosine_and_its_trajectory_spectra_are_numpys(digits, probed, device, rule):
     """An independent loop: torch's own SGD and a cosine written out, gradients collected by hand."""
     folder, configs = probed
     config = configs[rule]
-    data, model = batching.load(config, digits), make_model(config)
+    data, model = batching.load(config, digits, device), make_model(config, device)
     optimizer = torch.optim.SGD(model.parameters(), momentum=config.momentum)
     order = batching.generator(config.seed, "order")
     collected, losses, total = [], [], 2 * 19  # two epochs of 1,237 images, 64 to a batch
@@ -224,8 +269,8 @@ def test_a_run_is_sgd_under_a_cosine_and_its_trajectory_spectra_are_numpys(digit
         optimizer.step()
         losses.append(loss.item())
         matrices = models.matrices(model)
-        collected.append({name: w.grad.flatten().double().numpy().copy() for name, w in matrices.items()})
-    trained, _ = load_checkpoint(folder / rule / "checkpoint.pt")
+        collected.append({name: w.grad.flatten().double().cpu().numpy().copy() for name, w in matrices.items()})
+    trained, _ = load_checkpoint(folder / rule / "checkpoint.pt", device)
     for name, value in trained.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-5, atol=1e-6)
     metrics = table(folder / rule / "metrics.csv")
@@ -432,7 +477,7 @@ def probe_twin(state):
     backpropagation, with the same weights.
     """
     config = state.config
-    twin, inputs = models.build(config, batching.generator(config.seed, "weights")), {}
+    twin, inputs = models.build(config, batching.generator(config.seed, "weights")).to(state.device), {}
     for name in models.matrices(twin):
         twin.get_submodule(name).register_forward_hook(lambda m, args, out, name=name: inputs.update({name: args[0]}))
     images, labels = probe_batch(config, state.data)
@@ -442,14 +487,15 @@ def probe_twin(state):
 
 @pytest.mark.parametrize("arm", ["bp", "fa", "kp", "frozen", "frozen-fa", "fa, last block"])
 @pytest.mark.parametrize("net", [{}, CNN], ids=["mlp", "cnn4"])
-def test_norms_at_the_start_are_those_of_a_net_that_learns_by_backpropagation(tiny, new_state, net, arm):
+def test_norms_at_the_start_are_those_of_a_net_that_learns_by_backpropagation(tiny, new_state, device, net, arm):
     rule, *ladder = arm.split(", ")
-    state = new_state(tiny(**net, rule=rule, learning_blocks=1 if ladder else None, signals_every=1))
+    state = new_state(tiny(**net, rule=rule, learning_blocks=1 if ladder else None, signals_every=1), device)
     expected = {}
-    for name, (h, w, gradient) in probe_twin(state).items():
-        expected["activation", name] = float(np.sqrt(np.mean(h.double().numpy() ** 2)))
-        expected["weight", name] = float(np.linalg.norm(w.double().numpy().ravel()))
-        expected["reference", name] = float(np.linalg.norm(gradient.double().numpy().ravel()))
+    for name, parts in probe_twin(state).items():
+        h, w, gradient = (part.double().cpu().numpy() for part in parts)
+        expected["activation", name] = float(np.sqrt(np.mean(h**2)))
+        expected["weight", name] = float(np.linalg.norm(w.ravel()))
+        expected["reference", name] = float(np.linalg.norm(gradient.ravel()))
     state.signals()
     assert {step for _, _, step, _ in state.probes.norms} == {0}
     found = {(quantity, layer): value for quantity, layer, _, value in state.probes.norms}
@@ -581,6 +627,17 @@ def test_evaluation_is_mean_cross_entropy_and_accuracy_in_evaluation_mode(tiny, 
     assert accuracy == pytest.approx(float((logits.argmax(1) == data.train.labels).double().mean()))
 
 
+@compiles
+def test_compiled_training_is_training(tiny, run, tmp_path, device):
+    torch.compiler.reset()
+    counters.clear()
+    run(tiny(rule="fa", compile=True), tmp_path / "compiled", device)
+    assert counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
+    run(tiny(rule="fa"), tmp_path / "plain", device)
+    for name, value in weights(tmp_path / "plain").items():
+        torch.testing.assert_close(weights(tmp_path / "compiled")[name], value, rtol=1e-3, atol=1e-4)
+
+
 def test_bfloat16_trains_float32_weights(tiny, run, tmp_path, device):
     result = run(tiny(precision="bfloat16", **PROBES), tmp_path / "low", device)
     run(tiny(), tmp_path / "full", device)
@@ -698,6 +755,7 @@ def lasting(folder):
     """What run.json says but for times, memory and the like."""
     result = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     passing = {"seconds", "train_seconds", "probe_seconds", "images_per_second", "memory_mb", "started", "finished"}
+    passing |= {"files", "seal"}
     return {key: value for key, value in result.items() if key not in passing}
 
 
@@ -764,6 +822,10 @@ def test_memory_is_the_peak_of_training_and_not_of_what_came_before(tiny, run, t
 # ---- outcomes and folders ----
 
 
+def reseal(folder, result):
+    seals.write(folder / "run.json", {k: v for k, v in result.items() if k != "files"}, result["files"], folder)
+
+
 def test_a_finished_folder_holds_every_file_and_no_other(probed):
     folder, configs = probed
     assert {path.name for path in (folder / "fa").iterdir()} == FILES
@@ -774,8 +836,9 @@ def test_run_json_says_what_was_run_on_what_in_what_time(tiny, run, tmp_path):
     config = tiny(epochs=2, **PROBES)
     result = run(config, tmp_path, about={"study": "ünit", "arm": "fa+bn"})
     text = (tmp_path / "run.json").read_text(encoding="utf-8")
-    assert json.loads(text) == result
+    assert {key: value for key, value in json.loads(text).items() if key != "seal"} == result
     assert "ünit" in text
+    assert (result["measures"], result["resumed"]) == (folders.measures_code(), 0)
     assert (result["study"], result["arm"], result["epochs"], result["outcome"]) == ("ünit", "fa+bn", 2, "finished")
     assert (result["identity"], result["code"]) == (grid.identity(config), grid.training_code())
     assert 2 * 640 / result["images_per_second"] == pytest.approx(result["train_seconds"], abs=1e-3)
@@ -816,13 +879,13 @@ def test_a_folder_of_another_config_is_refused_naming_the_key(tiny, run, tmp_pat
 def test_a_complete_folder_is_returned_as_it_is(tiny, run, tmp_path):
     result = run(tiny(), tmp_path)
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert run(tiny(), tmp_path) == json.loads((tmp_path / "run.json").read_text(encoding="utf-8")) == result
+    assert run(tiny(), tmp_path) == seals.read(tmp_path / "run.json") == result
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
 def test_a_folder_of_other_code_is_trained_anew(tiny, run, tmp_path):
     result = run(tiny(), tmp_path)
-    files.write_json(tmp_path / "run.json", {**result, "identity": "of the code before", "outcome": "odd"})
+    reseal(tmp_path, result | {"identity": "of the code before", "outcome": "odd"})
     assert run(tiny(), tmp_path)["outcome"] == "finished"
     there = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert (there["identity"], there["outcome"]) == (grid.identity(tiny()), "finished")
@@ -833,22 +896,46 @@ def test_a_folder_from_before_a_knob_came_is_that_of_the_knob_at_its_default(tin
     result = run(tiny(), tmp_path)
     before = {key: value for key, value in tiny().model_dump().items() if key != "compile"}
     files.write_json(tmp_path / "config.json", before)
-    assert run(tiny(), tmp_path) == result
+    reseal(tmp_path, result)
+    assert run(tiny(), tmp_path) == seals.read(tmp_path / "run.json")
     with pytest.raises(InputError) as caught:
         run(tiny(compile=True), tmp_path)
     one_sentence(caught.value, str(tmp_path), "compile")
 
 
-@pytest.mark.parametrize("name", ["config.json", "run.json"])
 @pytest.mark.parametrize("size", [0, 1, 0.5])
-def test_a_folder_with_a_truncated_file_is_refused_in_one_sentence(probed, run, tmp_path, one_sentence, name, size):
+def test_a_folder_whose_config_is_cut_off_is_refused_in_one_sentence(probed, run, tmp_path, one_sentence, size):
+    """It may be another's."""
     folder, configs = probed
-    for file in ("config.json", "run.json"):
-        (tmp_path / file).write_bytes((folder / "fa" / file).read_bytes())
-    cut(folder / "fa" / name, tmp_path / name, size)
+    shutil.copytree(folder / "fa", tmp_path, dirs_exist_ok=True)
+    cut(folder / "fa" / "config.json", tmp_path / "config.json", size)
     with pytest.raises(InputError) as caught:
         run(configs["fa"], tmp_path)
-    one_sentence(caught.value, str(tmp_path / name))
+    one_sentence(caught.value, str(tmp_path / "config.json"))
+
+
+DAMAGES = {
+    "cut": lambda blob: blob[:-1],
+    "empty": lambda blob: b"",
+    "one bit": lambda blob: blob[:-9] + bytes([blob[-9] ^ 1]) + blob[-8:],
+    "missing": None,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", sorted(FILES - {"config.json"}))
+def test_a_folder_with_a_damaged_file_is_named_and_trained_anew_to_the_same_bits(
+    tiny, run, tmp_path, capsys, name, damage
+):
+    run(tiny(**PROBES), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "run.json"}
+    path = tmp_path / name
+    path.write_bytes(DAMAGES[damage](path.read_bytes())) if DAMAGES[damage] else path.unlink()
+    run(tiny(**PROBES), tmp_path)
+    told = f"{path} is {'missing' if damage == 'missing' else 'altered'}: the run is trained anew"
+    assert (told in capsys.readouterr().err) == ((name, damage) != ("run.json", "missing"))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "run.json"} == before
+    assert [*seals.damage(tmp_path / "run.json", tmp_path, seals.Digests(tmp_path / "none"))] == []
 
 
 def test_a_tilde_in_the_data_folder_is_home(tiny, tmp_path, monkeypatch):
@@ -870,15 +957,14 @@ def test_a_folder_that_was_cut_off_is_trained_anew(tiny, run, tmp_path):
     expected = weights(tmp_path)
     (tmp_path / "run.json").unlink()
     (tmp_path / "checkpoint.pt").write_bytes(b"half")
-    (tmp_path / "gradients.bin").write_bytes(b"rows")
     assert run(tiny(), tmp_path)["outcome"] == "finished"
     assert {path.name for path in tmp_path.iterdir()} == FILES
     assert_same_bits(weights(tmp_path), expected)
 
 
 def test_run_json_is_written_last(tiny, run, tmp_path, monkeypatch):
-    written, write = [], files.write
-    monkeypatch.setattr(files, "write", lambda path, save: (written.append(path.name), write(path, save)))
+    written, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda source, target: (written.append(target.name), replace(source, target)))
     run(tiny(), tmp_path)
     assert written[0] == "config.json"
     assert written[-1] == "run.json"

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from test_config import a_grid, refused
 
-from rankcollapse import files, grid
+from rankcollapse import files, grid, seals
 from rankcollapse.config import InputError, RunConfig, read, run_config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "workflow" / "scripts"))
@@ -307,7 +307,7 @@ def preset(tmp_path, monkeypatch):
         files.write_json("results/test/plan.json", grid.plan(found))
         for run in grid.candidates(found):
             result = {"outcome": outcome(run), "validation_accuracy": accuracies[run.config.lr]}
-            files.write_json(f"results/test/tuning/{run.name}/run.json", result)
+            seals.write(f"results/test/tuning/{run.name}/run.json", result, [], ".")
         return Path("results/test")
 
     return make

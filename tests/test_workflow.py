@@ -6,11 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+
+from rankcollapse import lock, seals
 
 ROOT = Path(__file__).parents[1]
 FIGURES = [path.stem for path in (ROOT / "workflow/scripts/figures").glob("*.py")]
@@ -149,8 +152,8 @@ def test_each_candidate_is_trained_and_the_runs_have_what_was_chosen(project):
 def win(folder: Path, rate: str) -> None:
     """Let another candidate have been the best."""
     path = folder / f"results/tiny/tuning/mlp/digits/fa/lr{rate}/seed7/run.json"
-    result = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**result, "validation_accuracy": 0.99}), encoding="utf-8")
+    result = seals.read(path)
+    seals.write(path, {**result, "validation_accuracy": 0.99}, result.pop("files"), path.parent)
 
 
 def test_a_changed_choice_trains_its_arm_and_those_like_it_anew_and_no_other(edited):
@@ -231,7 +234,7 @@ def test_a_moved_data_folder_another_device_and_a_colour_retrain_nothing(project
     changes = {"data_dir": "elsewhere", "download": False, "threads": 2, "arms": {"bp-top2": {"colour": "#123456"}}}
     jobs = planned(project, overlay(project, "moved.yaml", **changes))
     assert len(jobs["figure"]) == len(FIGURES)
-    assert set(jobs) == {"figure", "pages", "paper"}
+    assert set(jobs) == {"figure", "pages", "paper", "seal"}
 
 
 def test_an_edited_figure_script_redraws_that_figure(edited):
@@ -239,7 +242,7 @@ def test_an_edited_figure_script_redraws_that_figure(edited):
         script.write("# edited\n")
     jobs = planned(edited, "tests/tiny.yaml")
     assert [Path(output.split(",")[0]).stem for output in jobs.pop("figure")] == ["curves"]
-    assert set(jobs) == {"pages", "paper"}
+    assert set(jobs) == {"pages", "paper", "seal"}
 
 
 def append(path: Path, text: str) -> None:
@@ -249,7 +252,7 @@ def append(path: Path, text: str) -> None:
 
 def test_an_edited_claim_settles_the_claims_anew_and_tabulates_nothing(edited):
     append(edited / "paper/claims.yaml", "# a comment\n")
-    assert set(planned(edited, "tests/tiny.yaml")) == {"summarise", "pages", "paper"}
+    assert set(planned(edited, "tests/tiny.yaml")) == {"summarise", "pages", "paper", "seal"}
 
 
 def test_a_comment_in_training_code_and_a_new_knob_retrain_nothing(edited):
@@ -325,6 +328,11 @@ def test_use_conda_without_conda_names_both_ways_on(fresh):
     assert "leave --use-conda out" in result.stderr + result.stdout
 
 
+def with_conda(folder: Path) -> dict[str, str]:
+    path = [folder / "tests" / "doubles" / "conda" / "bin", Path(sys.executable).parent, "/usr/bin", "/bin"]
+    return {"PATH": os.pathsep.join(map(str, path)), "PYTHONPATH": ""}
+
+
 def test_under_use_conda_the_environments_hold_all_that_the_rules_need(tmp_path):
     """Nothing but what envs/ lists is in them: not this package, which no one has installed there, nor pytest."""
     folder = copy_project(tmp_path)
@@ -332,9 +340,7 @@ def test_under_use_conda_the_environments_hold_all_that_the_rules_need(tmp_path)
     configfile = overlay(
         folder, "one.yaml", seeds=[0], studies=[{**values["studies"][0], "arms": {"fa": {"lr": 0.05}}}]
     )
-    path = [folder / "tests" / "doubles" / "conda" / "bin", Path(sys.executable).parent, "/usr/bin", "/bin"]
-    env = {"PATH": os.pathsep.join(map(str, path)), "PYTHONPATH": ""}
-    result = snakemake(folder, "--cores", "2", "--use-conda", "--configfile", configfile, env=env)
+    result = snakemake(folder, "--cores", "2", "--use-conda", "--configfile", configfile, env=with_conda(folder))
     assert result.returncode == 0, result.stderr[-5000:]
     assert (folder / "paper" / "tiny" / "replication.pdf").exists()
     environments = [p for p in (folder / ".snakemake" / "conda").iterdir() if p.is_dir()]
@@ -344,6 +350,48 @@ def test_under_use_conda_the_environments_hold_all_that_the_rules_need(tmp_path)
         assert gone.returncode == 1
     used = re.findall(r"Activating conda environment: (\S+)", result.stderr)
     assert {Path(p).name for p in used} == {p.name for p in environments}
+
+
+def check_conda(folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess:
+    command = [sys.executable, "workflow/scripts/check_conda.py"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, **env})
+
+
+def test_the_check_of_conda_reports_what_it_made_and_trained_and_leaves_it_to_send(tmp_path):
+    folder = copy_project(tmp_path)
+    done = check_conda(folder, with_conda(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1].startswith("PASSED")
+    assert re.search(r"solve +ok, 2 made", done.stdout)
+    assert re.search(r"training +finished, test \d\d\.\d %", done.stdout)
+    for name in ("train", "render"):
+        pins = yaml.safe_load((folder / f"envs/{name}.yaml").read_text(encoding="utf-8"))["dependencies"][-1]["pip"]
+        (line,) = [line for line in lines if line.startswith(f"envs/{name}.yaml")]
+        assert line.endswith(", ".join(pins).replace("==", " "))
+    sent = {path.name for path in (folder / "results/conda-check").iterdir()}
+    assert {f"{name}.linux-64.{kind}.txt" for name in ("train", "render") for kind in ("pin", "python-packages")} < sent
+    assert (folder / "results/conda-check/report.txt").read_text(encoding="utf-8") == done.stdout
+    assert {path.name for path in (folder / "envs").iterdir()} == {"train.yaml", "render.yaml"}
+
+
+def test_the_check_of_conda_says_what_failed_and_why(tmp_path):
+    folder = copy_project(tmp_path)
+    path = folder / "envs/train.yaml"
+    path.write_text(re.sub("tqdm==.*", "tqdm==0.0.1", path.read_text(encoding="utf-8")), encoding="utf-8")
+    done = check_conda(folder, with_conda(folder))
+    assert done.returncode == 1
+    assert "solve ended with 1" in done.stdout
+    *_, why, ending = done.stdout.splitlines()
+    assert "tqdm==0.0.1 is wanted" in why
+    assert ending.startswith("FAILED")
+
+
+def test_the_check_of_conda_without_conda_is_one_sentence(fresh, one_sentence):
+    done = check_conda(fresh, {"PATH": "/nowhere"})
+    assert (done.returncode, done.stdout) == (1, "")
+    one_sentence(done.stderr.removesuffix("\n"), "no conda")
+    assert not (fresh / "results/conda-check").exists()
 
 
 def study(**changes) -> list[dict]:
@@ -401,19 +449,121 @@ def test_a_run_cut_off_is_not_read_as_done(edited):
     assert "/mlp/digits/fa/seed0/" in jobs["train"][0]
 
 
-def test_the_conda_environments_have_the_versions_of_the_lock():
-    lock = dict(
-        re.findall(
-            r"^([\w.-]+)==([\w.+-]+)(?: ; python_full_version < '3.12')? \\",
-            (ROOT / "requirements.lock").read_text(encoding="utf-8"),
-            re.M,
-        )
-    )
-    for path in (ROOT / "envs").glob("*.yaml"):
-        pip = yaml.safe_load(path.read_text(encoding="utf-8"))["dependencies"][-1]["pip"]
-        assert {name: lock.get(name) for name, _ in (pin.split("==") for pin in pip)} == dict(
-            pin.split("==") for pin in pip
-        )
+# ---- damage, and what is left by a command that was killed ----
+
+
+def alter(path: Path) -> None:
+    """Change one bit, and nothing that a listing shows."""
+    stat, made = path.stat(), bytearray(path.read_bytes())
+    made[len(made) // 2] ^= 1
+    path.write_bytes(made)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def lasting(folder: Path) -> dict[str, bytes]:
+    """What two calls that give the same results leave alike: times and costs are in the files that are left out."""
+    names = ["checkpoint.pt", "metrics.csv", "spectra.npz", "ranks.csv", "alignment.csv", "norms.csv", "choice.json"]
+    names += ["epochs.csv", "ranks.csv.gz", "alignment.csv.gz", "norms.csv.gz", "accuracy.csv", "tuned.csv"]
+    paths = [path for path in folder.glob("results/tiny/**/*") if path.name in names]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in [*paths, *folder.glob("figures/tiny/*.svg")]}
+
+
+def verify(folder: Path) -> subprocess.CompletedProcess:
+    env = {**os.environ, "PYTHONPATH": str(folder)}
+    command = [sys.executable, "workflow/scripts/verify.py"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env)
+
+
+def test_what_is_damaged_is_named_and_made_again_by_the_same_command(project, edited):
+    assert verify(edited).returncode == 0
+    altered = ["runs/mlp/digits/bp/seed0/checkpoint.pt", "runs/mlp/digits/fa/seed1/run.json", "tables/epochs.csv"]
+    altered += ["tuning/mlp/digits/fa/choice.json", "tuning/mlp/digits/fa/lr0.1/seed7/metrics.csv", "summary/cost.csv"]
+    altered = [f"results/tiny/{name}" for name in altered]
+    missing = ["figures/tiny/depth.pdf", "results/tiny/runs/intervention/digits/bp/seed0/norms.csv"]
+    for name in [*altered, "data/ready/digits/images.npy"]:
+        alter(edited / name)
+    for name in missing:
+        (edited / name).unlink()
+    found = verify(edited)
+    assert found.returncode == 1
+    for name in [*altered, *missing]:
+        assert f"{name}: {'altered' if name in altered else 'missing'}" in found.stdout
+    jobs = planned(edited, "tests/tiny.yaml")
+    assert [len(jobs[rule]) for rule in ("candidate", "choose", "collect", "summarise", "seal")] == [1] * 5
+    done = snakemake(edited, "--cores", "2", "--configfile", "tests/tiny.yaml")
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in altered:
+        assert f"{name} is altered since it was sealed: it is made again" in done.stderr
+    for name in missing:
+        assert f"{name} is missing: it is made again" in done.stderr
+    assert "data/ready/digits/images.npy is altered since it was sealed: the set is converted anew" in done.stderr
+    assert verify(edited).returncode == 0, verify(edited).stdout
+    assert lasting(edited) == lasting(project)
+    assert planned(edited, "tests/tiny.yaml") == {}
+
+
+def test_a_damaged_manifest_vouches_for_nothing(edited):
+    alter(edited / "results/tiny/manifest.json")
+    jobs = planned(edited, "tests/tiny.yaml")
+    assert {"collect", "summarise", "figure", "pages", "paper", "seal"} == set(jobs)
+
+
+def test_a_plan_that_is_gone_is_written_again(edited):
+    plan = edited / "results/tiny/plan.json"
+    before = plan.read_bytes()
+    plan.unlink()
+    assert snakemake(edited, "--cores", "2", "--configfile", "tests/tiny.yaml").returncode == 0
+    assert plan.read_bytes() == before
+
+
+def test_a_whole_run_that_is_asked_for_again_is_trained_only_afresh(edited):
+    run = edited / "results/tiny/runs/mlp/digits/bp/seed0/run.json"
+    before = run.read_bytes()
+    target = str(run.relative_to(edited))
+    arguments = [target, "--cores", "1", "--configfile", "tests/tiny.yaml", "--forcerun", target]
+    assert snakemake(edited, *arguments).returncode == 0
+    assert run.read_bytes() == before
+    assert snakemake(edited, *arguments, "--config", "fresh=true").returncode == 0
+    assert seals.read(run)["started"] != json.loads(before)["started"]
+
+
+def test_the_lock_of_a_dead_snakemake_goes_and_that_of_a_live_one_stays(edited):
+    (edited / ".snakemake/locks").mkdir(exist_ok=True)
+    held, running = edited / ".snakemake/locks/0.output.lock", edited / ".snakemake/running"
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        stat = Path(f"/proc/{other.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        record = {**lock.this_process(), "pid": other.pid, "born": int(stat[19])}
+        (running / "other.json").write_text(json.dumps(record), encoding="utf-8")
+        held.write_text("results/tiny/tables/runs.csv\n", encoding="utf-8")
+        done = snakemake(edited, "--cores", "2", "--configfile", "tests/tiny.yaml")
+        assert done.returncode == 1
+        assert "cannot be locked" in done.stderr
+        assert held.exists()
+        other.kill()
+    done = snakemake(edited, "--cores", "2", "--configfile", "tests/tiny.yaml")
+    assert done.returncode == 0, done.stderr
+    assert f"was locked by process {other.pid} on {record['host']}, which is dead: unlocked" in done.stderr
+    assert [*running.iterdir()] == []
+
+
+def test_a_snakemake_that_is_killed_leaves_nothing_that_the_same_command_does_not_take_up(fresh, tmp_path):
+    shutil.copytree(fresh, tmp_path / "project")
+    folder, target = tmp_path / "project", "results/tiny/runs/mlp/digits/bp/seed0/run.json"
+    tiny = yaml.safe_load((folder / "tests/tiny.yaml").read_text(encoding="utf-8"))
+    config = overlay(folder, "long.yaml", run={**tiny["run"], "epochs": 300, "gradient_every": 50}, save_minutes=0.005)
+    command = [sys.executable, "-m", "snakemake", target, "--cores", "1", "--configfile", config]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not [*folder.glob("results/tiny/runs/mlp/digits/bp/seed0/state/*/step*.pt")]:
+            assert process.poll() is None, "it ended before any state was saved"
+            time.sleep(0.05)
+        trainer = json.loads((folder / target).with_name(".lock").read_text(encoding="utf-8"))["pid"]
+        process.kill()
+    os.kill(trainer, 9)
+    done = snakemake(folder, *command[3:])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "unlocked" in done.stderr
+    result = seals.read(folder / target)
+    assert (result["resumed"], result["outcome"], result["epochs"]) == (1, "finished", 300)
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -1,9 +1,12 @@
 # What all jobs share. The planned runs, the folders of this preset, and the lines at the start.
 import ast
+import atexit
 import csv
+import functools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -17,8 +20,12 @@ sys.path.insert(0, workflow.basedir)
 from rankcollapse import datasets, files, gpus, grid
 from rankcollapse.errors import InputError
 
+SAID = {"true": True, "false": False}  # by `--config key=true`, which Snakemake takes for text
+
 try:
-    GRID = grid.grid(config)
+    GRID = grid.grid(
+        {key: SAID.get(value, value) if isinstance(value, str) else value for key, value in config.items()}
+    )
     RUNS = {run.name: run for run in grid.runs(GRID)}
     CANDIDATES = {run.name: run for run in grid.candidates(GRID)}
 except InputError as error:
@@ -51,6 +58,7 @@ elif shutil.which("conda") is None:
     )
 # No part of a command, which they would change: a data set is the same wherever its files come from.
 DATA = f"export DATA_DIR={GRID.data_dir!r} NO_DOWNLOAD={'' if GRID.download else '--no-download'}; "
+DATA += f"export FRESH={'--fresh' if GRID.fresh else ''}; "
 shell.prefix(f"set -euo pipefail; {PATHS}{DATA}")
 
 
@@ -104,11 +112,13 @@ def there(names):
 
 
 def finished_runs(wildcards):
+    mend()
     return there(RUNS)
 
 
 def choices(wildcards):
     """The choice that a run waits for, if its rate is not fixed."""
+    mend()
     source = planned(wildcards).source
     if source is None:
         return []
@@ -125,6 +135,7 @@ def rivals(wildcards):
 
 
 def all_rivals(wildcards):
+    mend()
     return there(CANDIDATES)
 
 
@@ -160,9 +171,15 @@ def edge_lines():
                 yield f"{TUNED}: the choice for {where} is the {row['edge']} tried: widen `tune` there, and run again"
 
 
+def write_plan():
+    """What the jobs read."""
+    text = files.json_text(grid.plan(GRID))
+    if not os.path.exists(PLAN) or Path(PLAN).read_bytes() != text.encode():
+        files.write_text(PLAN, text)
+
+
 def start():
-    """Write the plan that the jobs read, and stop before any training if one of its runs cannot be had."""
-    files.write_json(PLAN, grid.plan(GRID))
+    """Stop before any training if a run of the plan cannot be had."""
     disk = sum(run.study.cost.disk_mb for name, run in RUNS.items() if not os.path.exists(run_json(name)))
     free = shutil.disk_usage(RESULTS).free / 1e6
     if free < disk:

@@ -7,7 +7,7 @@ rule collect:
     input:
         finished_runs,
         "workflow/scripts/collect.py",
-        multiext("rankcollapse/", "ranks.py", "spectra.py"),  # a new measure tabulates anew, and trains nothing
+        "rankcollapse/ranks.py",  # a new measure tabulates anew, and trains nothing
     output:
         multiext(f"{RESULTS}/tables/", "runs.csv", "epochs.csv", "ranks.csv.gz", "alignment.csv.gz", "norms.csv.gz"),
     log:
@@ -121,3 +121,31 @@ rule paper:
         names=NAMES,
     shell:
         "python workflow/scripts/paper.py paper/paper.typ {params.names:q} {output} 2>&1 | tee {log:q} >&2"
+
+
+MADE = [
+    *([] if GRID.tuned else [TUNED]),
+    *rules.collect.output,
+    *rules.summarise.output,
+    *expand(f"{FIGURES}/{{figure}}.{{kind}}", figure=TITLES, kind=["svg", "pdf", "txt"]),
+    *rules.pages.output,
+    *rules.paper.output,
+]
+
+
+rule seal:
+    """The sha256 of all that was made: `make verify` checks it, and what is not as it was sealed is made again."""
+    input:
+        finished_runs,
+        *MADE,
+        "workflow/scripts/seal.py",
+    output:
+        f"{RESULTS}/manifest.json",
+    log:
+        f"{RESULTS}/logs/seal.log",
+    conda:
+        "../../envs/render.yaml"
+    params:
+        made=MADE,
+    shell:
+        f"python workflow/scripts/seal.py {RESULTS} {{params.made}} 2>&1 | tee {{log:q}} >&2"

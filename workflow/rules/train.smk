@@ -4,7 +4,7 @@
 rule data:
     """One data set: its official files, downloaded if absent, checked by md5, and converted for training once."""
     output:
-        multiext("data/ready/{dataset}/", "images.npy", "labels.npy"),
+        multiext("data/ready/{dataset}/", "images.npy", "labels.npy", "seal.json"),
     log:
         "data/ready/{dataset}.log",
     conda:
@@ -23,16 +23,8 @@ rule train:
         # Not for its time: a set converted anew is the same set.
         data=ancient(multiext("data/ready/{dataset}/", "images.npy", "labels.npy")),
     output:
-        multiext(
-            f"{RESULTS}/runs/{grid.NAME}/",
-            "config.json",
-            "checkpoint.pt",
-            "metrics.csv",
-            "spectra.npz",
-            "alignment.csv",
-            "norms.csv",
-            "run.json",
-        ),
+        # It seals the files beside it. Not deleted before a job: one that is whole is found, and nothing is trained.
+        update(f"{RESULTS}/runs/{grid.NAME}/run.json"),
     log:
         f"{RESULTS}/logs/train/{grid.NAME}.log",
     benchmark:
@@ -51,14 +43,14 @@ rule train:
         folder=lambda wildcards, output: os.path.dirname(output[0]),
     shell:
         f"python -m rankcollapse train {PLAN} --run {{params.run}} --identity {{params.identity}}"
-        " --out {params.folder} --threads {threads} 2>&1 | tee {log:q} >&2"
+        " --out {params.folder} --threads {threads} $FRESH 2>&1 | tee {log:q} >&2"
 
 
 use rule train as candidate with:
     input:
         data=ancient(multiext("data/ready/{dataset}/", "images.npy", "labels.npy")),
     output:
-        multiext(f"{RESULTS}/tuning/{grid.CANDIDATE}/", "config.json", "metrics.csv", "run.json"),
+        update(f"{RESULTS}/tuning/{grid.CANDIDATE}/run.json"),
     log:
         f"{RESULTS}/logs/tuning/{grid.CANDIDATE}.log",
     benchmark:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from analysis import read, run, write
 
-from rankcollapse import config, files, grid
+from rankcollapse import config, files, grid, seals
 from rankcollapse.errors import InputError
 
 KEYS = ["study", "dataset", "arm"]
@@ -26,7 +26,7 @@ def scores(plan: dict, results: Path, arm: str = "") -> pd.DataFrame:
     for name, planned in plan["candidates"].items():
         path = results / "tuning" / name / "run.json"
         if name.startswith(f"{arm}/" if arm else "") and path.exists():
-            knobs, found = planned["config"], config.read(path)
+            knobs, found = planned["config"], seals.read(path)
             row = {key: planned[key] for key in ("study", "arm")} | {key: knobs[key] for key in ("dataset", *KNOBS)}
             row |= {"epochs": knobs["epochs"], "full": planned["candidate"].endswith("-full")}
             rows.append({**row, **{key: found[key] for key in ("outcome", "validation_accuracy")}})

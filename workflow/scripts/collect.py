@@ -1,82 +1,88 @@
 """From run folders to tidy tables, a row per run, epoch, spectrum, cosine and norm: python collect.py results/PRESET
 
-A planned run without a complete folder, or with the folder of another identity, has the outcome `missing`.
+The tables of a run were written when it was trained: here their lines are strung together, run by run, whatever the
+number of runs. A planned run without a folder, or with one of another identity, has the outcome `missing`.
 """
 
-import io
-from collections.abc import Callable
+import gzip
+import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import pandas as pd
-from analysis import KEYS, MEASURES, Tables, run, write
+from analysis import KEYS, run, write
 
-from rankcollapse import config, grid
+from rankcollapse import config, files, folder, grid, seals
 from rankcollapse.errors import InputError
-from rankcollapse.ranks import measures
-from rankcollapse.spectra import COLUMNS, read_spectra
+from rankcollapse.spectra import read_spectra
 
-LOSSES = ["train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
-METRICS = {"epoch": int, "step": int, **dict.fromkeys(LOSSES, float)}
-SCALARS = {"quantity": str, "layer": str, "step": int, "value": float}
+UNTOLD = ("files", "measures")  # of run.json, no columns of runs.csv
 
 
-def readable(path: Path, read: Callable, *how: Any) -> Any:
-    """read(path, *how). Raises InputError, one sentence, for a file that is absent, cut off or otherwise damaged."""
-    try:
-        return read(path, *how)
-    except Exception as error:  # a garbled archive alone raises seven kinds
-        cause = error.__cause__ or error
-        reason = " ".join(f"{type(cause).__name__}: {cause}".split())
-        remedy = f"delete its run folder, {path.parent}, and run the same command again"
-        raise InputError(f"{path} is damaged ({reason}): {remedy}") from error
+def result(planned: dict, name: str, there: Path) -> dict | None:
+    """run.json of a planned run; None if it is not there, or is that of another identity."""
+    chosen = planned["choice"] is None or Path(planned["choice"]).exists()
+    if not chosen or not (there / "run.json").exists():
+        return None
+    found, wanted = seals.read(there / "run.json"), grid.resolved(planned, name)
+    return wanted.model_dump() | found if found["identity"] == grid.identity(wanted) else None
 
 
-def knobs(path: Path) -> dict:
-    """All of them: one that is younger than the run has its default, which is what the run did."""
-    return config.run_config(config.read(path)).model_dump()
+def content(there: Path, name: str, found: dict) -> str:
+    """A table of a run without its head. Raises InputError if it is not as run.json seals it."""
+    if name == "ranks" and found["measures"] != folder.measures_code():
+        spectra = whole(there / "spectra.npz", found) and read_spectra(there / "spectra.npz")
+        return folder.rank_table(spectra).partition("\n")[2]
+    return whole(there / folder.TABLES[name], found).decode("utf-8").partition("\n")[2]
 
 
-def rows(path: Path, types: dict[str, type], count: int | None = None) -> pd.DataFrame:
-    text = path.read_text(encoding="utf-8")
-    table = pd.read_csv(io.StringIO(text), dtype=types)
-    if not text.endswith("\n") or list(table) != list(types) or count not in (None, len(table)):
-        raise ValueError(f"{len(table)} rows of {', '.join(table)}, the last perhaps cut off")
-    return table
+def whole(path: Path, found: dict) -> bytes:
+    """The bytes of a file of a run. Raises InputError if they are not those that its run.json names."""
+    made = path.read_bytes() if path.exists() else b""
+    if hashlib.sha256(made).hexdigest() != found["files"][path.name]:
+        raise InputError(f"{path} is damaged (not as run.json seals it): run the same command again to train it anew")
+    return made
 
 
-def rank_rows(path: Path) -> pd.DataFrame:
-    found = [{**vars(spectrum), **measures(spectrum.values)} for spectrum in read_spectra(path)]
-    return pd.DataFrame(found, columns=[*COLUMNS, *MEASURES]).round(dict.fromkeys(MEASURES, 4))
+def collect(plan: dict, folders: Path, out: Path) -> None:
+    """Write the five tidy tables, in the order of the plan. Raises InputError for damage, and if no run is there."""
+    rows, there = [], False
+    with ExitStack() as stack:
+        tables = {name: stack.enter_context(_table(out, name)) for name in folder.TABLES}
+        for name, planned in plan["runs"].items():
+            row = {key: planned[key] for key in ("study", "arm", "rate")} | planned["config"]
+            found = result(planned, name, folders / name)
+            row |= found or {"identity": None, "outcome": "missing"}
+            rows.append({**dict.fromkeys(KEYS), **{key: row[key] for key in row if key not in UNTOLD}})
+            if not found:
+                continue
+            there, keys = True, ",".join(str(row[key]) for key in KEYS)
+            for table, file in tables.items():
+                lines = content(folders / name, table, found).splitlines()
+                file.write("".join(f"{keys},{line}\n" for line in lines).encode())
+        if not there:
+            raise InputError(f"{folders} has no run of the plan yet: there is nothing to tabulate")
+    write(out / "runs.csv", pd.DataFrame(rows).convert_dtypes(), digits=6)  # whole numbers stay whole beside gaps
 
 
-def collect(plan: dict, folders: Path) -> Tables:
-    """The five tidy tables, in the order of the plan. Raises InputError for damaged files, and if no run is there."""
-    runs, epochs, ranks, cosines, norms = [], {}, {}, {}, {}
-    for name, planned in plan["runs"].items():
-        row = {key: planned[key] for key in ("study", "arm", "rate")} | planned["config"]
-        row |= {"identity": None, "outcome": "missing"}  # until its folder says otherwise
-        folder, keys = folders / name, tuple(row[key] for key in KEYS)
-        found = readable(folder / "run.json", config.read) if (folder / "run.json").exists() else {}
-        chosen = planned["choice"] is None or Path(planned["choice"]).exists()
-        if found and chosen and found.get("identity") == grid.identity(grid.resolved(planned, name)):
-            row |= readable(folder / "config.json", knobs) | found
-            epochs[keys] = readable(folder / "metrics.csv", rows, METRICS, found["epochs"])
-            ranks[keys] = readable(folder / "spectra.npz", rank_rows)
-            cosines[keys] = readable(folder / "alignment.csv", rows, SCALARS)
-            norms[keys] = readable(folder / "norms.csv", rows, SCALARS)
-        runs.append({**dict.fromkeys(KEYS), **row})
-    if not epochs:
-        raise InputError(f"{folders} has no run of the plan yet: there is nothing to tabulate")
-    tables = {"epochs": epochs, "ranks": ranks, "alignment": cosines, "norms": norms}
-    tables = {name: pd.concat(parts, names=KEYS).reset_index(KEYS) for name, parts in tables.items()}
-    return {"runs": pd.DataFrame(runs).convert_dtypes(), **tables}  # whole numbers stay whole beside gaps
+@contextmanager
+def _table(out: Path, name: str) -> Iterator[BinaryIO]:
+    """A file of a table, with its head, to write lines to; compressed, but for the smallest."""
+    packed = name != "epochs"
+    with (
+        files.writing(out / f"{name}.csv{'.gz' if packed else ''}") as temporary,
+        open(temporary, "wb") as raw,
+        # No time stamp or file name inside, so that equal is equal.
+        gzip.GzipFile("", "wb", 6, raw, mtime=0) if packed else nullcontext(raw) as file,
+    ):
+        file.write((",".join([*KEYS, *folder.HEADS[name]]) + "\n").encode())
+        yield file
 
 
 def main(results: str) -> None:
-    tables, out = collect(config.read(f"{results}/plan.json"), Path(results, "runs")), Path(results, "tables")
-    for name, table in tables.items():
-        write(out / (f"{name}.csv" if name in ("runs", "epochs") else f"{name}.csv.gz"), table, digits=6)
+    collect(config.read(f"{results}/plan.json"), Path(results, "runs"), Path(results, "tables"))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,193 @@
+"""Seals, the memory of digests, and verify.py, which checks all that a preset has made."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rankcollapse import seals
+from rankcollapse.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory):
+    """A folder with two files and the JSON that seals them."""
+    folder = tmp_path_factory.mktemp("sealed")
+    (folder / "a.csv").write_text("1,2\n", encoding="utf-8")
+    (folder / "b.bin").write_bytes(bytes(range(256)))
+    seals.write(folder / "run.json", {"loss": float("nan"), "label": "Größe", "n": 3}, ["a.csv", "b.bin"], folder)
+    return folder
+
+
+def damaged(folder, digest=None):
+    digest = digest or seals.Digests(folder / "digests.json")
+    return {path.name: what for path, what in seals.damage(folder / "run.json", folder, digest)}
+
+
+def test_what_was_sealed_is_read_back_and_is_whole(sealed):
+    found = seals.read(sealed / "run.json")
+    assert (found["label"], found["n"], set(found["files"])) == ("Größe", 3, {"a.csv", "b.bin"})
+    assert damaged(sealed) == {}
+
+
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_no_bit_of_a_seal_can_change_unnoticed(sealed, place, bit):
+    made = bytearray((sealed / "run.json").read_bytes())
+    made[int(place * len(made))] ^= 1 << bit
+    copy = sealed / "copy.json"
+    copy.write_bytes(made)
+    with pytest.raises(InputError, match=r"copy\.json is damaged"):
+        seals.read(copy)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "1", "null", '{"a": 1}', '{"seal": 1}', "[" * 10_000], ids=len)
+def test_what_is_no_seal_is_refused_in_one_sentence(tmp_path, one_sentence, content):
+    (tmp_path / "x.json").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        seals.read(tmp_path / "x.json")
+    one_sentence(caught.value, "x.json", "damaged")
+
+
+def test_damage_is_named_with_what_it_is(sealed, tmp_path):
+    shutil.copytree(sealed, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "a.csv").unlink()
+    (tmp_path / "b.bin").write_bytes(b"")
+    assert damaged(tmp_path) == {"a.csv": "missing", "b.bin": "altered"}
+    (tmp_path / "run.json").write_text("{}", encoding="utf-8")
+    assert damaged(tmp_path) == {"run.json": "altered"}
+    (tmp_path / "run.json").unlink()
+    assert damaged(tmp_path) == {"run.json": "missing"}
+
+
+def test_a_digest_is_remembered_and_a_change_with_the_old_time_and_size_is_seen_all_the_same(tmp_path, monkeypatch):
+    path, memory = tmp_path / "file", tmp_path / "digests.json"
+    path.write_bytes(b"0123456789")
+    first = seals.Digests(memory)
+    before = first(path)
+    first.save()
+    read, sha256 = [], seals.sha256
+    monkeypatch.setattr(seals, "sha256", lambda path: read.append(path) or sha256(path))
+    assert (seals.Digests(memory)(path), read) == (before, [])
+    assert (seals.Digests(memory, fresh=True)(path), read) == (before, [path])
+    stat = path.stat()
+    path.write_bytes(b"0123456788")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert seals.Digests(memory)(path) == sha256(path) != before
+    memory.write_text("{", encoding="utf-8")
+    assert seals.Digests(memory)(path) == sha256(path)
+
+
+def test_what_is_asked_for_no_longer_is_forgotten(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    digest = seals.Digests(tmp_path / "digests.json")
+    assert digest(tmp_path / "a") != digest(tmp_path / "b")
+    assert digest(tmp_path / "c") is None
+    digest.save()
+    again = seals.Digests(tmp_path / "digests.json")
+    again(tmp_path / "a")
+    again.save()
+    assert list(json.loads((tmp_path / "digests.json").read_text(encoding="utf-8"))) == [str(tmp_path / "a")]
+
+
+# ---- verify.py ----
+
+
+@pytest.fixture
+def preset(tmp_path, monkeypatch):
+    """What a preset has made: a table, a figure, a run and a candidate, a plan of both, and the manifest."""
+    monkeypatch.chdir(tmp_path)
+    made = ["results/p/tables/runs.csv", "figures/p/a.svg"]
+    for name in made:
+        Path(name).parent.mkdir(parents=True)
+        Path(name).write_text(name, encoding="utf-8")
+    runs = [Path("results/p/runs/s/d/a/seed0"), Path("results/p/tuning/s/d/a/lr1/seed1")]
+    for folder in runs:
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text("1\n", encoding="utf-8")
+        seals.write(folder / "run.json", {}, ["metrics.csv"], folder)
+    plan = {"runs": {"s/d/a/seed0": {}}, "candidates": {"s/d/a/lr1/seed1": {}}}
+    Path("results/p/plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    seals.write("results/p/manifest.json", {}, [*made, *(str(folder / "run.json") for folder in runs)], ".")
+    return tmp_path
+
+
+def verified(*words):
+    """The exit status of verify.py, the files it names, and its last line on what is there."""
+    command = [sys.executable, ROOT / "workflow/scripts/verify.py", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    *named, last = done.stdout.splitlines() or [""]
+    return done.returncode, dict(line.split(": ") for line in named), last + done.stderr
+
+
+def test_verify_counts_what_is_whole(preset):
+    code, named, last = verified()
+    assert (code, named) == (0, {})
+    assert "results/p: 7 files as sealed, 0 not" in last
+
+
+def test_verify_names_every_file_that_is_missing_altered_or_stray(preset):
+    for name in ("figures/p/a.svg", "results/p/runs/s/d/a/seed0/metrics.csv"):
+        Path(name).unlink()
+    for name in ("results/p/tables/runs.csv", "results/p/tuning/s/d/a/lr1/seed1/run.json"):
+        Path(name).write_text("{}", encoding="utf-8")
+    for name in ("figures/p/old.svg", "results/p/tables/.runs.writing.17.csv", "results/p/runs/s/d/b/seed0/run.json"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("{}", encoding="utf-8")
+    code, named, last = verified("results/p")
+    assert code == 1
+    assert named == {
+        "figures/p/a.svg": "missing",
+        "figures/p/old.svg": "stray",
+        "results/p/runs/s/d/a/seed0/metrics.csv": "missing",
+        "results/p/runs/s/d/b/seed0/run.json": "stray",
+        "results/p/tables/.runs.writing.17.csv": "stray",
+        "results/p/tables/runs.csv": "altered",
+        "results/p/tuning/s/d/a/lr1/seed1/metrics.csv": "stray",  # its seal is broken
+        "results/p/tuning/s/d/a/lr1/seed1/run.json": "altered",
+    }
+    assert "8 not" in last
+    assert "makes them again" in last
+
+
+def test_a_damaged_manifest_is_named_and_a_missing_one_is_asked_for(preset):
+    manifest = Path("results/p/manifest.json")
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace("a.svg", "b.svg"), encoding="utf-8")
+    code, named, _ = verified()
+    assert (code, named["results/p/manifest.json"]) == (1, "altered")
+    manifest.unlink()
+    code, _, last = verified()
+    assert code == 1
+    assert "no manifest.json yet" in last
+
+
+def test_a_run_that_is_being_trained_is_not_stray(preset):
+    for name in ("runs/s/d/c/seed0/.lock", "runs/s/d/c/seed0/config.json", "runs/s/d/e/seed0/state/id/step1.pt"):
+        Path("results/p", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("results/p", name).write_text("{}", encoding="utf-8")
+    assert verified()[:2] == (0, {})
+
+
+def test_a_copy_of_the_repository_that_ran_nothing_misses_only_what_git_keeps(preset):
+    def git(*words):
+        subprocess.run(["git", *words], check=True, capture_output=True)
+
+    git("init", "-q")
+    git("add", "figures", "results/p/tables", "results/p/manifest.json")
+    for part in ("runs", "tuning"):
+        shutil.rmtree(f"results/p/{part}")
+    assert verified()[0] == 1  # here they were made
+    Path("results/p/plan.json").unlink()
+    code, named, last = verified()
+    assert (code, named) == (0, {})
+    assert "2 are not part of the repository" in last
+    Path("figures/p/a.svg").unlink()
+    assert verified()[:2] == (1, {"figures/p/a.svg": "missing"})
