@@ -4,7 +4,7 @@ BIN := .venv/bin
 CORES ?= all
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 
-.PHONY: setup demo quick paper test test-gpu verify lint format bench readme schema lock envs check-conda
+.PHONY: setup demo quick paper test test-gpu verify lint format bench bench-scale readme schema lock envs check-conda
 
 setup: .venv/installed
 
@@ -57,6 +57,9 @@ format: setup
 
 bench: setup ## cost of feedback alignment against backpropagation, and of the probes
 	$(BIN)/python -m rankcollapse bench config.yaml presets/quick.yaml
+
+bench-scale: setup ## cost of the workflow itself for 100, 1,000 and 10,000 runs
+	$(BIN)/python tests/scale.py
 
 readme: setup ## write the claims table into README.md
 	$(BIN)/python workflow/scripts/readme.py

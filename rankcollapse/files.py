@@ -15,10 +15,10 @@ def writing(path: Path | str) -> Iterator[Path]:
 
     What killed writers of `path` left is swept.
     """
-    path, writer = Path(path), f"{socket.gethostname()}.{os.getpid()}"
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent, path)
-    temporary = path.with_name(f".{path.stem}.writing.{writer}{path.suffix}")
+    temporary = temporary_of(path)
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -29,6 +29,11 @@ def writing(path: Path | str) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_of(path: Path) -> Path:
+    """The name under which this process writes it."""
+    return path.with_name(f".{path.stem}.writing.{socket.gethostname()}.{os.getpid()}{path.suffix}")
 
 
 def sweep(folder: Path, path: Path | None = None) -> None:

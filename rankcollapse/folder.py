@@ -5,6 +5,7 @@
     ranks.csv        the measures of each spectrum      alignment.csv    cosines
     norms.csv        of activations, weights and BP gradients
     run.json         outcome, accuracy, cost, versions, and the seal of the others; written last
+    .run.json        its copy: Snakemake deletes run.json if the process is killed between writing it and its own end
     state/           only while it is trained: all that the run is so far, see saves.py
 
 A folder with a run.json whose seal holds is a result; any other is not. A candidate of the tuning leaves config.json,
@@ -20,6 +21,7 @@ from rankcollapse.config import RunConfig, read
 from rankcollapse.errors import InputError
 from rankcollapse.spectra import COLUMNS, Spectrum
 
+RESULT, COPY = "run.json", ".run.json"
 CANDIDATE = ("config.json", "metrics.csv")
 RUN = (*CANDIDATE, "checkpoint.pt", "spectra.npz", "ranks.csv", "alignment.csv", "norms.csv")
 RANKS = (*COLUMNS, *ranks.MEASURES)
@@ -31,14 +33,24 @@ HEADS = {"epochs": METRICS, "ranks": RANKS, "alignment": SCALARS, "norms": SCALA
 
 
 def finished(out: Path, config: RunConfig, tell: Callable[[str], object]) -> dict | None:
-    """What run.json says if the folder is whole, and of this config and code; `tell` names what is damaged."""
-    if not (out / "run.json").exists():
-        return None
-    for path, what in seals.damage(out / "run.json", out, seals.Digests(out / "none")):
+    """What run.json says if the folder is whole, and of this config and code; `tell` names what is damaged.
+
+    A run.json that is gone or damaged is made again from its copy.
+    """
+    wrong: dict[Path, str] = {}
+    for name in (RESULT, COPY):
+        if (out / name).exists():
+            damage = dict(seals.damage(out / name, out, seals.Digests(out / "none", fresh=True)))
+            wrong |= damage
+            found = seals.read(out / name) if not damage else {}
+            if found.get("identity") == grid.identity(config):
+                if name == COPY:
+                    tell(f"{out / RESULT} is made again from its copy")
+                    files.write(out / RESULT, lambda path: path.write_bytes((out / COPY).read_bytes()))
+                return found
+    for path, what in wrong.items():
         tell(f"{path} is {what}: the run is trained anew")
-        return None
-    found = seals.read(out / "run.json")
-    return found if found["identity"] == grid.identity(config) else None
+    return None
 
 
 def claim(out: Path, config: RunConfig, replace: bool) -> None:
@@ -50,7 +62,7 @@ def claim(out: Path, config: RunConfig, replace: bool) -> None:
             if found.get(key) != here.get(key):
                 other = f"another config ({key} is {found.get(key)!r} there, {here.get(key)!r} here)"
                 raise InputError(f"{out} holds the run of {other}: choose another folder, or delete that one")
-    for name in ("run.json", *RUN):  # that first: without it nothing here is a result
+    for name in (RESULT, COPY, *RUN):  # those first: without them nothing here is a result
         (out / name).unlink(missing_ok=True)
     files.write_json(there, here)
 

@@ -41,9 +41,11 @@ def train(
     """
     out = Path(out)
     with lock.held(out / ".lock", _tell) as check, saves.Signals() as signals, deterministic():
+        files.sweep(out)
         if fresh:
             saves.drop(out)
-            (out / "run.json").unlink(missing_ok=True)
+            for name in (folder.RESULT, folder.COPY):
+                (out / name).unlink(missing_ok=True)
         done = folder.finished(out, config, _tell)
         if not done:
             folder.claim(out, config, replace)
@@ -84,7 +86,7 @@ def _train(config, out, data_dir, device, about, name, save_minutes, check, sign
     result = {"identity": grid.identity(config), "outcome": outcome, "epochs": len(state.epochs)}
     result |= scores | _cost(state, kept, _peak_memory_mb(where)) | _place(where)
     _write(out, config, state, {**about, **result})
-    return seals.read(out / "run.json")
+    return seals.read(out / folder.RESULT)
 
 
 def _converted(config: RunConfig, data_dir: Path) -> Path:
@@ -134,7 +136,8 @@ def _write(out: Path, config: RunConfig, state: State, result: dict) -> None:
         files.write_text(out / "ranks.csv", folder.rank_table(probes.spectra))
         for name, rows in (("alignment.csv", probes.alignment), ("norms.csv", probes.norms)):
             files.write_text(out / name, folder.table(folder.SCALARS, rows))
-    seals.write(out / "run.json", result, folder.CANDIDATE if config.tuning else folder.RUN, out)
+    for name in (folder.COPY, folder.RESULT):
+        seals.write(out / name, result, folder.CANDIDATE if config.tuning else folder.RUN, out)
 
 
 def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> tuple[nn.Module, RunConfig]:

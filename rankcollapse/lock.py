@@ -61,7 +61,8 @@ def held(path: Path, tell: Callable[[str], object]) -> Iterator[Callable[[], Non
 
 def _acquire(path: Path, mine: dict, tell: Callable[[str], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = path.with_name(f"{path.name}.{mine['host']}.{mine['pid']}")  # whole before it is the lock
+    files.sweep(path.parent, path)
+    own = files.temporary_of(path)  # whole before it is the lock
     own.write_text(json.dumps(mine), encoding="utf-8")
     waited, seen, since = False, None, 0.0
     try:

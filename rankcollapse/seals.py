@@ -39,14 +39,14 @@ def seal_once(folder: Path, names: Iterable[str]) -> list[tuple[Path, str]]:
 
 
 def _write(path: Path | str, values: dict) -> None:
-    files.write_json(path, {**values, "seal": _seal(values)})
+    files.write_json(path, {**values, "seal": digest_of(values)})
 
 
 def _sealed(path: Path | str) -> dict:
     try:
         text = Path(path).read_text(encoding="utf-8")
         values = json.loads(text)
-        if text == files.json_text(values) and values.pop("seal") == _seal(values):
+        if text == files.json_text(values) and values.pop("seal") == digest_of(values):
             return values
     except FileNotFoundError:
         raise
@@ -55,7 +55,7 @@ def _sealed(path: Path | str) -> dict:
     raise InputError(f"{path} is damaged (it is not as it was sealed): run the same command again, which makes it anew")
 
 
-def _seal(values: dict) -> str:
+def digest_of(values: dict) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -27,7 +27,7 @@ ARMS = {
 
 def bits(out: Path) -> dict[str, bytes]:
     """All of a run folder but run.json, which has times in it."""
-    return {path.name: path.read_bytes() for path in out.iterdir() if path.name != "run.json"}
+    return {path.name: path.read_bytes() for path in out.iterdir() if "run.json" not in path.name}
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_state_is_saved_as_often_as_asked_the_latest_two_are_kept_and_none_at_th
     go(config)
     assert len(seen) == STEPS + 2  # and after each epoch
     assert seen[-1] == ["step00000020.pt", "step00000019.pt"]
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {*folder.RUN, "run.json"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {*folder.RUN, "run.json", ".run.json"}
     seen.clear()
     train(config, tmp_path / "seldom", device="cpu", data_dir=tmp_path, save_minutes=5)
     assert seen == []

@@ -95,7 +95,8 @@ def test_what_is_asked_for_no_longer_is_forgotten(tmp_path):
     again = seals.Digests(tmp_path / "digests.json")
     again(tmp_path / "a")
     again.save()
-    assert list(json.loads((tmp_path / "digests.json").read_text(encoding="utf-8"))) == [str(tmp_path / "a")]
+    found = json.loads((tmp_path / "digests.json").read_text(encoding="utf-8"))["digests"]
+    assert list(found) == [str(tmp_path / "a")]
 
 
 # ---- verify.py ----

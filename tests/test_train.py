@@ -27,7 +27,7 @@ from rankcollapse.rules import Backpropagation
 from rankcollapse.spectra import Spectrum, read_spectra, save_spectra
 from rankcollapse.training import deterministic, evaluate, fit, make_model, pick_device
 
-FILES = {*folders.RUN, "run.json"}
+FILES = {*folders.RUN, "run.json", ".run.json"}
 PROBES = {"gradient_every": 1, "gradient_stride": 4, "gradient_window": 8, "signals_every": 1}
 CNN = {"architecture": "cnn4", "width": 4, "normalization": "batch"}
 ARMS = {
@@ -742,7 +742,7 @@ def test_more_learning_blocks_than_blocks_are_refused_when_the_net_is_made_and_b
 def tampered(digits, tmp_path):
     """A data folder whose test images are other images, with labels of other classes, and passes the record's check."""
     folder = tmp_path / "tampered" / "ready" / "digits"
-    shutil.copytree(digits, folder)
+    shutil.copytree(digits, folder, ignore=shutil.ignore_patterns("seal.json"))
     rng = np.random.default_rng(0)
     for name in ("images", "labels"):
         array = np.load(folder / f"{name}.npy")
@@ -767,7 +767,7 @@ def test_tuning_cannot_reach_test_images(tiny, tampered, data_dir, tmp_path):
             config = tiny(**options, tuning=kind == "candidate")
             train(config, tmp_path / kind / where.name, data_dir=where, device="cpu")
     candidate, other = (tmp_path / "candidate" / where.name for where in (data_dir, tampered))
-    assert {path.name for path in candidate.iterdir()} == {"config.json", "metrics.csv", "run.json"}
+    assert {path.name for path in candidate.iterdir()} == {"config.json", "metrics.csv", "run.json", ".run.json"}
     for name in ("config.json", "metrics.csv"):
         assert (candidate / name).read_bytes() == (other / name).read_bytes()
     assert lasting(candidate) == lasting(other)
@@ -779,6 +779,22 @@ def test_tuning_cannot_reach_test_images(tiny, tampered, data_dir, tmp_path):
     assert_same_bits(weights(run), weights(other))
     differing = {key for key, value in lasting(run).items() if value != lasting(other)[key]}
     assert differing == {"test_loss", "test_accuracy"}
+
+
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy"])
+def test_converted_data_that_were_altered_are_converted_anew_before_training(
+    tiny, run, data_dir, tmp_path, name, capsys
+):
+    shutil.copytree(data_dir, tmp_path / "data")
+    path = tmp_path / "data" / "ready" / "digits" / name
+    expected = train(tiny(), tmp_path / "before", data_dir=tmp_path / "data", device="cpu")
+    made = path.read_bytes()
+    path.write_bytes(made[:-200] + bytes(200))
+    found = train(tiny(), tmp_path / "after", data_dir=tmp_path / "data", device="cpu")
+    assert f"{path} is altered since it was sealed: the set is converted anew" in capsys.readouterr().err
+    assert path.read_bytes() == made
+    assert found["test_loss"] == expected["test_loss"]
+    assert_same_bits(weights(tmp_path / "before"), weights(tmp_path / "after"))
 
 
 # ---- what a run costs ----
@@ -824,6 +840,7 @@ def test_memory_is_the_peak_of_training_and_not_of_what_came_before(tiny, run, t
 
 def reseal(folder, result):
     seals.write(folder / "run.json", {k: v for k, v in result.items() if k != "files"}, result["files"], folder)
+    (folder / ".run.json").unlink()
 
 
 def test_a_finished_folder_holds_every_file_and_no_other(probed):
@@ -922,20 +939,34 @@ DAMAGES = {
 }
 
 
+def inflict(damage, path):
+    path.write_bytes(DAMAGES[damage](path.read_bytes())) if DAMAGES[damage] else path.unlink()
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", sorted(FILES - {"config.json"}))
+@pytest.mark.parametrize("name", sorted(set(folders.RUN) - {"config.json"}))
 def test_a_folder_with_a_damaged_file_is_named_and_trained_anew_to_the_same_bits(
     tiny, run, tmp_path, capsys, name, damage
 ):
     run(tiny(**PROBES), tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "run.json"}
-    path = tmp_path / name
-    path.write_bytes(DAMAGES[damage](path.read_bytes())) if DAMAGES[damage] else path.unlink()
+    before = {file: (tmp_path / file).read_bytes() for file in folders.RUN}
+    inflict(damage, tmp_path / name)
     run(tiny(**PROBES), tmp_path)
-    told = f"{path} is {'missing' if damage == 'missing' else 'altered'}: the run is trained anew"
-    assert (told in capsys.readouterr().err) == ((name, damage) != ("run.json", "missing"))
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "run.json"} == before
+    what = "missing" if damage == "missing" else "altered"
+    assert f"{tmp_path / name} is {what}: the run is trained anew" in capsys.readouterr().err
+    assert {file: (tmp_path / file).read_bytes() for file in folders.RUN} == before
     assert [*seals.damage(tmp_path / "run.json", tmp_path, seals.Digests(tmp_path / "none"))] == []
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_run_json_is_made_again_from_its_copy(tiny, run, tmp_path, capsys, damage):
+    """Without training: Snakemake deletes it if the process is killed after it has written it."""
+    run(tiny(), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    inflict(damage, tmp_path / "run.json")
+    run(tiny(), tmp_path)
+    assert "run.json is made again from its copy" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_tilde_in_the_data_folder_is_home(tiny, tmp_path, monkeypatch):
@@ -956,6 +987,7 @@ def test_a_folder_that_was_cut_off_is_trained_anew(tiny, run, tmp_path):
     run(tiny(), tmp_path)
     expected = weights(tmp_path)
     (tmp_path / "run.json").unlink()
+    (tmp_path / ".run.json").unlink()
     (tmp_path / "checkpoint.pt").write_bytes(b"half")
     assert run(tiny(), tmp_path)["outcome"] == "finished"
     assert {path.name for path in tmp_path.iterdir()} == FILES

@@ -132,7 +132,7 @@ def test_each_candidate_is_trained_and_the_runs_have_what_was_chosen(project):
     assert {name for name in trained(project) if name.startswith("tuning")} == candidates
     for name in candidates:
         files = {path.name for path in (project / "results/tiny" / name).iterdir()}
-        assert files == {"config.json", "metrics.csv", "run.json"}
+        assert files == {"config.json", "metrics.csv", "run.json", ".run.json"}
     table = pd.read_csv(project / TUNED)
     assert table["lr"].tolist() == [0.001, 0.01, 0.1]
     assert table["chosen"].sum() == 1

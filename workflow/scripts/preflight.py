@@ -1,5 +1,6 @@
 """Stop before the first run is trained if the network or the update of any planned one cannot be made."""
 
+import json
 import sys
 
 from rankcollapse import models, optim
@@ -8,8 +9,9 @@ from rankcollapse.errors import InputError
 
 if __name__ == "__main__":
     try:
-        for run in read(sys.argv[1])["runs"].values():
-            config = run_config(run["config"])
+        # Runs that differ in these alone have the same network and update.
+        configs = ({**run["config"], "seed": 0, "lr": 0.1, "epochs": 1} for run in read(sys.argv[1])["runs"].values())
+        for config in map(run_config, {json.dumps(each): each for each in configs}.values()):
             net = models.skeleton(config)
             models.freeze(net, config.learning_blocks)
             optim.intervention(net, config)
