@@ -9,6 +9,7 @@ configfile: "config.yaml"
 
 include: "workflow/common.smk"
 include: "workflow/mend.smk"
+include: "workflow/slurm.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/results.smk"
 
@@ -18,6 +19,7 @@ report: "workflow/report/workflow.rst"
 
 onstart:
     start()
+    meet_slurm()
 
 
 onsuccess:

@@ -719,6 +719,23 @@ PAGE_NAMES = {"title": "Größe", "figures": ["b", "a"], "titles": {"b": "1. Fir
               "labels": {"fa": "FA"}, "datasets": {}}  # fmt: skip
 
 
+CHECKS = {
+    "faults": "kind,target,injected,survived,mended,by_hand,lost,silent\nSIGKILL,training,3,1,2,0,0,0\n"
+    "SIGKILL,tables,1,1,0,0,0,0\nfull disk,training,1,0,1,0,0,0\n",
+    "slurm": "fault,seconds,outcome\nnone,60,equal\nscancel,70,differs\n",
+    "scale": "what,runs,cpu_seconds,seconds,memory_mb\ntables alone,100,0.4,1,80\ntables alone,1000,0.75,1.2,89\n",
+}
+
+
+def blocks(folder: Path) -> str:
+    """The generated blocks of a README, still empty; and the tables that the second is made from."""
+    (folder / "results" / "checks").mkdir(parents=True)
+    for name, text in CHECKS.items():
+        (folder / "results" / "checks" / f"{name}.csv").write_text(text, encoding="utf-8")
+    ends = [(readme.BEGIN.format(name), readme.END.format(name)) for name in ("claims", "checks")]
+    return "".join(f"{begin}\nold\n{end}\n" for begin, end in ends)
+
+
 def test_every_page_and_table_is_written_in_utf_8_whatever_the_locale(grid):
     tables = collected(grid, **C_LOCALE)
     assert "Prüfgerät, 2 Kerne" in set(tables["runs"]["device"])
@@ -730,7 +747,7 @@ def test_every_page_and_table_is_written_in_utf_8_whatever_the_locale(grid):
     (grid / "results").mkdir()
     (grid / "results" / "quick").symlink_to(grid)
     page = grid / "README.md"
-    page.write_text(f"vorher ü\n{readme.BEGIN}\n{readme.END}\n", encoding="utf-8")
+    page.write_text(f"vorher ü\n{blocks(grid)}", encoding="utf-8")
     run_script("readme", cwd=grid, **C_LOCALE)
     text = page.read_text(encoding="utf-8")
     assert "vorher ü" in text
@@ -824,12 +841,19 @@ def test_the_readme_block_follows_the_claims_and_check_notices_a_change(tmp_path
     analysis.write(quick / "summary" / "claims.csv", table, 4)
     (quick / "summary" / "findings.txt").write_text("One, ü.\nTwo.\n", encoding="utf-8")
     (quick / "provenance.json").write_text('{"device": "CPU", "finished": "2026-01-02T03:04:05Z"}', encoding="utf-8")
-    page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n", encoding="utf-8")
+    page.write_text(f"before\n{blocks(tmp_path)}after\n", encoding="utf-8")
     assert script("readme", "--check", cwd=tmp_path).returncode == 1
     run_script("readme", cwd=tmp_path)
     text = page.read_text(encoding="utf-8")
-    assert text.startswith(f"before\n{readme.BEGIN}\nOne, ü. Two.\n")
-    assert text.endswith(f"{readme.END}\nafter\n")
+    assert text.startswith(f"before\n{readme.BEGIN.format('claims')}\nOne, ü. Two.\n")
+    assert text.endswith(f"{readme.END.format('checks')}\nafter\n")
+    text, _, checks = text.partition(readme.BEGIN.format("checks"))
+    assert (
+        "5 faults on digits: 2 nothing was to be done; 3 named and made again by the same command; 0 by hand" in checks
+    )
+    assert "| SIGKILL | 4 | 2 | 2 | 0 | 0 | 0 |\n| full disk | 1 | 0 | 1 | 0 | 0 | 0 |" in checks
+    assert "1 of 2 calls end with the checksums of a local run (none; scancel)" in checks
+    assert "`make bench-scale`, 1,000 runs: tables alone 0.75 CPU-s, 89 MB.\n" in checks
     lines = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if line[:2] == "| "]
     label = {arm: about["label"] for arm, about in read(ROOT / "config.yaml")["arms"].items()}
     gain, p, four = "-20 [-22.5, -17.5]", 0.00083, 0.0025  # t = -20 √3 with 2 degrees of freedom; three are corrected

@@ -179,8 +179,12 @@ def write_plan():
 
 
 def start():
-    """Stop before any training if a run of the plan cannot be had."""
-    disk = sum(run.study.cost.disk_mb for name, run in RUNS.items() if not os.path.exists(run_json(name)))
+    """Write the plan that the jobs read, and stop before any training if one of its runs cannot be had."""
+    write_plan()
+    missing = [name for name in (*RUNS, *CANDIDATES) if not os.path.exists(run_json(name))]
+    if not missing and not any(job.rule.name in ("train", "candidate") for job in workflow.dag.needrun_jobs()):
+        return
+    disk = sum(RUNS[name].study.cost.disk_mb for name in missing if name in RUNS)
     free = shutil.disk_usage(RESULTS).free / 1e6
     if free < disk:
         raise WorkflowError(

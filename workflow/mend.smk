@@ -10,7 +10,7 @@ def mend():
     """Have the jobs run that make what is not as it was sealed. Called by the input functions, when there is a DAG."""
     if not workflow.is_main_process:
         return
-    if not workflow.dryrun:
+    if ALONE and not workflow.dryrun:
         write_plan()
     digest = seals.Digests(f"{RESULTS}/.digests.json")
     found = [*seals.problems(RESULTS, (Path(run_json(name)) for name in (*RUNS, *CANDIDATES)), digest)]
@@ -28,7 +28,7 @@ def mend():
 
 
 def clear_dead_locks():
-    """Unlock this folder if every Snakemake that has worked here is dead; and be known as one that does."""
+    """Unlock this folder if every Snakemake that has worked here is dead; be known as one that does; whether alone."""
     files.sweep(RUNNING)
     locks = [*Path(".snakemake", "locks").glob("*")]
     there = {path: lock.read(path) or {"host": "an unknown host"} for path in RUNNING.glob("[!.]*.json")}
@@ -42,7 +42,7 @@ def clear_dead_locks():
     mine = RUNNING / f"{socket.gethostname()}-{os.getpid()}.json"
     files.write_json(mine, lock.this_process())
     atexit.register(mine.unlink, missing_ok=True)
+    return len(gone) == len(there)
 
 
-if workflow.is_main_process:
-    clear_dead_locks()
+ALONE = workflow.is_main_process and clear_dead_locks()

@@ -29,11 +29,13 @@ rule train:
         f"{RESULTS}/logs/train/{grid.NAME}.log",
     benchmark:
         f"{RESULTS}/benchmarks/train/{grid.NAME}.tsv"
+    group:
+        shared_job
     conda:
         "../../envs/train.yaml"
     threads: GRID.threads
     resources:
-        gpu=int(ON_GPU),
+        gpu=gpus_asked,
         mem_mb=lambda wildcards: planned(wildcards).study.cost.mem_mb,
         # Wall time to ask of a cluster, minutes: three times the estimate, for the device of its nodes.
         runtime=lambda wildcards: 10 + round(planned(wildcards).seconds(DEVICE) / 20),

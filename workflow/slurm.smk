@@ -1,0 +1,102 @@
+# What a cluster needs and one machine does not: what a job asks for, which runs share a job, and a look at SLURM before
+# the first of them.
+import asyncio
+
+SHARED = 1800  # estimated seconds of work up to which the runs of an arm share a job, so as not to flood a queue
+
+
+# On the machine that submits: they are light, and where nodes have no network it has.
+localrules:
+    all,
+    data,
+    choose,
+    collect,
+    summarise,
+    figure,
+    pages,
+    paper,
+    seal,
+
+
+if not GRID.tuned:
+
+    localrules:
+        tuned,
+
+
+def gpus_asked(wildcards):
+    """GPUs of a training job. The nodes of a cluster have some, whatever the machine that submits has."""
+    return int(DEVICE == "cuda" if workflow.non_local_exec else ON_GPU)
+
+
+def shared_job(wildcards):
+    """The group of a run or candidate: those of an arm, if they are short, are one job; None if they are not.
+
+    Each arm has a group of its own name: runs of two would wait for each other's choices, and Snakemake 9.27 mixes up
+    what runs with what waits, in groups of one name, when a checkpoint has it look again.
+    """
+    kind = "tuning" if "candidate" in wildcards.keys() else "runs"
+    if workflow.local_exec or not workflow.is_main_process:
+        return None
+    if seconds_of_arms()[kind, grid.ARM.format(**wildcards)] > SHARED:
+        return None
+    # What one job may have: so its runs take turns, with the GPU and the memory of one, and their times add up.
+    workflow.register_resource("_cores", GRID.threads)
+    name = "-".join((kind, wildcards.study, wildcards.dataset, wildcards.arm))
+    workflow.parent_groupids[name] = "arm"  # the name by which the profile says how many may share a job
+    return name
+
+
+@functools.cache
+def seconds_of_arms():
+    """The estimated work of an arm's runs, and of its candidates."""
+    found = {}
+    for kind, runs in (("runs", RUNS), ("tuning", CANDIDATES)):
+        for run in runs.values():
+            key = kind, grid.ARM.format(**run.place)
+            found[key] = found.get(key, 0) + run.seconds(DEVICE)
+    return found
+
+
+def meet_slurm():
+    """Before the first job: see that SLURM will tell how jobs end, and cancel those of a Snakemake that was killed."""
+    settings = workflow.executor_settings
+    if not hasattr(settings, "status_command"):  # another executor
+        return
+    import snakemake_executor_plugin_slurm as executor
+
+    remembered = executor.get_min_job_age() or 0
+    if settings.status_command == "sacct" and not answers(["sacct", "--noheader"]):
+        if remembered < max(200, 3 * settings.init_seconds_before_status_checks):  # it asks every 3 minutes at least
+            raise WorkflowError(
+                f"sacct does not answer, and squeue shows a job for {remembered} s after its end, too short a time to "
+                "learn how it ended: SLURM needs accounting (slurmdbd), or a MinJobAge of 300"
+            )
+        print("sacct does not answer: squeue is asked how jobs ended", file=sys.stderr)
+        settings.status_command = "squeue"
+    if settings.status_command == "squeue":
+        executor.get_min_job_age = lambda: remembered  # asked anew while slurmctld is away, it would turn to sacct
+    executor.query_job_status = until_answered(executor.query_job_status)
+    queue = subprocess.run(["squeue", "--me", "--noheader", "--format=%i|%Z"], capture_output=True, text=True).stdout
+    left = [job for job, folder in (line.split("|", 1) for line in queue.splitlines()) if folder == os.getcwd()]
+    if left:
+        print(f"{len(left)} jobs of a Snakemake that was killed are cancelled: their runs go on", file=sys.stderr)
+        subprocess.run(["scancel", *left])
+
+
+def answers(command):
+    try:
+        return subprocess.run(command, capture_output=True, timeout=20).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def until_answered(ask):
+    """The executor (2.8) forgets all its jobs when SLURM does not answer, as in a restart, and waits for ever."""
+
+    async def asked(command, logger):
+        while (answer := await ask(command, logger)) == (None, None):
+            await asyncio.sleep(10)
+        return answer
+
+    return asked
