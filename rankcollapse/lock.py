@@ -63,7 +63,11 @@ def _acquire(path: Path, mine: dict, tell: Callable[[str], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     files.sweep(path.parent, path)
     own = files.temporary_of(path)  # whole before it is the lock
-    own.write_text(json.dumps(mine), encoding="utf-8")
+    try:
+        own.write_text(json.dumps(mine), encoding="utf-8")
+    except OSError as error:
+        error.filename = str(path.parent)  # the name that the user knows
+        raise
     waited, seen, since = False, None, 0.0
     try:
         while True:

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -181,6 +182,13 @@ def write_plan():
 def start():
     """Write the plan that the jobs read, and stop before any training if one of its runs cannot be had."""
     write_plan()
+    for folder in sorted({os.path.dirname(path) for path in MADE if os.path.isdir(os.path.dirname(path))}):
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:  # Snakemake would say it with a traceback
+            raise WorkflowError(
+                f"{folder} cannot be written to ({error.strerror}): mend that, and run the same command again"
+            )
     missing = [name for name in (*RUNS, *CANDIDATES) if not os.path.exists(run_json(name))]
     if not missing and not any(job.rule.name in ("train", "candidate") for job in workflow.dag.needrun_jobs()):
         return
@@ -188,14 +196,18 @@ def start():
     free = shutil.disk_usage(RESULTS).free / 1e6
     if free < disk:
         raise WorkflowError(
-            f"{RESULTS} has {free:.0f} MB free, and this grid writes about {disk:.0f} MB: free space, or drop seeds"
+            f"{RESULTS} has {free:.3g} MB free, and this grid writes about {disk:.3g} MB: free space, or drop seeds"
         )
     if find_spec("torch"):  # in an environment with snakemake alone each job checks its own run
         command = [sys.executable, "workflow/scripts/preflight.py", PLAN]
         env = {**os.environ, "PYTHONPATH": str(workflow.basedir)}
         done = subprocess.run(command, text=True, encoding="utf-8", stderr=subprocess.PIPE, env=env)
+        said = done.stderr.strip()
+        if "Traceback" in said:
+            last = said.splitlines()[-1]
+            raise WorkflowError(f"the planned runs cannot be checked ({last}): see that torch can be loaded here")
         if done.returncode:
-            raise WorkflowError(done.stderr.strip())
+            raise WorkflowError(said)
 
 
 wildcard_constraints:
