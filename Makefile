@@ -4,7 +4,7 @@ BIN := .venv/bin
 CORES ?= all
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 
-.PHONY: setup demo quick paper test test-gpu verify lint format bench bench-scale readme schema lock envs check-conda
+.PHONY: setup demo quick paper test test-gpu test-slurm test-faults verify lint format bench bench-scale readme schema lock envs check-conda
 
 setup: .venv/installed
 
@@ -37,6 +37,12 @@ test: setup ## all tests, the workflow end to end among them
 test-gpu: setup ## the tests that run on a GPU, and a report to send; an error where there is none
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no GPU here: torch sees no CUDA device, and nothing was tested")'
 	$(BIN)/python -m pytest -m gpu
+
+test-slurm: setup ## the workflow on a real SLURM of this machine's own, with faults; skipped where that cannot be installed
+	$(BIN)/python -m pytest -m slurm tests/test_slurm.py
+
+test-faults: setup ## kills, damage, full disks: after each the same command again; about 20 minutes
+	$(BIN)/python tests/faults.py
 
 verify: setup ## check all that was made against its seals, byte by byte
 	$(BIN)/python workflow/scripts/verify.py

@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -182,13 +181,6 @@ def write_plan():
 def start():
     """Write the plan that the jobs read, and stop before any training if one of its runs cannot be had."""
     write_plan()
-    for folder in sorted({os.path.dirname(path) for path in MADE if os.path.isdir(os.path.dirname(path))}):
-        try:
-            tempfile.TemporaryFile(dir=folder).close()
-        except OSError as error:  # Snakemake would say it with a traceback
-            raise WorkflowError(
-                f"{folder} cannot be written to ({error.strerror}): mend that, and run the same command again"
-            )
     missing = [name for name in (*RUNS, *CANDIDATES) if not os.path.exists(run_json(name))]
     if not missing and not any(job.rule.name in ("train", "candidate") for job in workflow.dag.needrun_jobs()):
         return

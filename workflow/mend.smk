@@ -1,5 +1,7 @@
 # Before the jobs are planned: what is damaged is to be made again, and the lock of a dead Snakemake goes. Snakemake
 # itself looks at times alone, and at locks without asking whose they are.
+import tempfile
+
 from rankcollapse import lock, seals
 
 RUNNING = Path(".snakemake", "running")  # a file per Snakemake that works here
@@ -27,6 +29,18 @@ def mend():
     workflow.dag.forcefiles |= again
 
 
+def check_writable():
+    """Stop with one sentence where outputs cannot be written: Snakemake would end in a traceback, in mid-way."""
+    parts = (f"{RESULTS}/{part}" for part in ("tables", "summary", "pages"))
+    for folder in (".", RESULTS, *parts, FIGURES, f"paper/{GRID.preset}"):
+        if os.path.isdir(folder):
+            try:
+                tempfile.TemporaryFile(dir=folder).close()
+            except OSError as error:
+                what = f"{folder} cannot be written to ({error.strerror})"
+                raise WorkflowError(f"{what}: mend that, and run the same command again")
+
+
 def clear_dead_locks():
     """Unlock this folder if every Snakemake that has worked here is dead; be known as one that does; whether alone."""
     files.sweep(RUNNING)
@@ -45,4 +59,6 @@ def clear_dead_locks():
     return len(gone) == len(there)
 
 
+if workflow.is_main_process:
+    check_writable()
 ALONE = workflow.is_main_process and clear_dead_locks()

@@ -24,6 +24,11 @@ if not GRID.tuned:
         tuned,
 
 
+# In each job, not in all: a GPU of the machine that submits is no limit.
+resource_scopes:
+    gpu="local",
+
+
 def gpus_asked(wildcards):
     """GPUs of a training job. The nodes of a cluster have some, whatever the machine that submits has."""
     return int(DEVICE == "cuda" if workflow.non_local_exec else ON_GPU)
@@ -59,7 +64,7 @@ def seconds_of_arms():
 
 
 def meet_slurm():
-    """Before the first job: see that SLURM will tell how jobs end, and cancel those of a Snakemake that was killed."""
+    """Before the first job: see that SLURM will tell how jobs end."""
     settings = workflow.executor_settings
     if not hasattr(settings, "status_command"):  # another executor
         return
@@ -76,12 +81,20 @@ def meet_slurm():
         settings.status_command = "squeue"
     if settings.status_command == "squeue":
         executor.get_min_job_age = lambda: remembered  # asked anew while slurmctld is away, it would turn to sacct
-    executor.query_job_status = until_answered(executor.query_job_status)
-    queue = subprocess.run(["squeue", "--me", "--noheader", "--format=%i|%Z"], capture_output=True, text=True).stdout
-    left = [job for job, folder in (line.split("|", 1) for line in queue.splitlines()) if folder == os.getcwd()]
-    if left:
-        print(f"{len(left)} jobs of a Snakemake that was killed are cancelled: their runs go on", file=sys.stderr)
-        subprocess.run(["scancel", *left])
+    executor.query_job_status = states(executor.query_job_status)
+    cancel_jobs_of_before()
+
+
+def cancel_jobs_of_before():
+    """A Snakemake that was killed has left its jobs in the queue; the runs of those go on in this one's."""
+    record = Path(RESULTS, ".slurm")  # by what name jobs are found
+    if record.exists():
+        named = f"--name={record.read_text(encoding='utf-8')}"
+        left = subprocess.run(["squeue", "--noheader", "--format=%i", named], capture_output=True, text=True).stdout
+        if left:
+            print(f"{len(left.split())} jobs of a Snakemake that was killed are cancelled", file=sys.stderr)
+            subprocess.run(["scancel", *left.split()])
+    files.write_text(record, workflow.scheduler._executor.run_uuid)
 
 
 def answers(command):
@@ -91,12 +104,15 @@ def answers(command):
         return False
 
 
-def until_answered(ask):
-    """The executor (2.8) forgets all its jobs when SLURM does not answer, as in a restart, and waits for ever."""
+def states(ask):
+    """How jobs are, by `ask` of the executor (2.8), which waits for ever where it must not: for all its jobs, which it
+    forgets, if SLURM does not answer, as in a restart; and for one that is preempted, as if SLURM were to requeue it.
+    """
 
     async def asked(command, logger):
         while (answer := await ask(command, logger)) == (None, None):
             await asyncio.sleep(10)
-        return answer
+        found, seconds = answer
+        return {job: "CANCELLED" if state == "PREEMPTED" else state for job, state in found.items()}, seconds
 
     return asked
