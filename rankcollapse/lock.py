@@ -57,36 +57,41 @@ def held(path: Path, tell: Callable[[str], object]) -> Iterator[Callable[[], Non
         beat.join()
         if read(path) == mine:
             path.unlink(missing_ok=True)
+            files.sweep(path.parent, path)
 
 
 def _acquire(path: Path, mine: dict, tell: Callable[[str], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    waited, seen, since = False, None, 0.0
+    while not _create(path, mine):
+        holder, stamp = read(path), _stamp(path)
+        if (holder, stamp) != seen:
+            seen, since = (holder, stamp), time.monotonic()
+        if (holder is not None and dead(holder)) or time.monotonic() - since > SILENCE:
+            if _take_over(path, mine, holder):
+                tell(f"{path.parent}: the lock of {told(holder or {})}, which is dead, is taken over")
+                return
+        elif stamp is not None and not waited:
+            waited = True
+            tell(f"{path.parent} is being written by {told(holder or {})}: waiting until it has ended")
+        time.sleep(0.5)
+
+
+def _create(path: Path, mine: dict) -> bool:
+    """Make the lock, whole from its first moment, unless there is one."""
     files.sweep(path.parent, path)
-    own = files.temporary_of(path)  # whole before it is the lock
+    own = files.temporary_of(path)
     try:
         own.write_text(json.dumps(mine), encoding="utf-8")
+        os.link(own, path)
+    except FileExistsError:
+        return False
     except OSError as error:
         error.filename = str(path.parent)  # the name that the user knows
         raise
-    waited, seen, since = False, None, 0.0
-    try:
-        while True:
-            with suppress(FileExistsError):
-                os.link(own, path)
-                return
-            holder, stamp = read(path), _stamp(path)
-            if (holder, stamp) != seen:
-                seen, since = (holder, stamp), time.monotonic()
-            if (holder is not None and dead(holder)) or time.monotonic() - since > SILENCE:
-                if _take_over(path, mine, holder):
-                    tell(f"{path.parent}: the lock of {told(holder or {})}, which is dead, is taken over")
-                    return
-            elif stamp is not None and not waited:
-                waited = True
-                tell(f"{path.parent} is being written by {told(holder or {})}: waiting until it has ended")
-            time.sleep(0.5)
     finally:
         own.unlink(missing_ok=True)
+    return True
 
 
 def _take_over(path: Path, mine: dict, holder: dict | None) -> bool:

@@ -10,9 +10,9 @@ RUNNING = Path(".snakemake", "running")  # a file per Snakemake that works here
 @functools.cache
 def mend():
     """Have the jobs run that make what is not as it was sealed. Called by the input functions, when there is a DAG."""
-    if not workflow.is_main_process:
+    if not ALONE:  # what another call is making is not sealed yet
         return
-    if ALONE and not workflow.dryrun:
+    if not workflow.dryrun:
         write_plan()
     digest = seals.Digests(f"{RESULTS}/.digests.json")
     found = [*seals.problems(RESULTS, (Path(run_json(name)) for name in (*RUNS, *CANDIDATES)), digest)]
@@ -42,7 +42,7 @@ def check_writable():
 
 
 def clear_dead_locks():
-    """Unlock this folder if every Snakemake that has worked here is dead; be known as one that does; whether alone."""
+    """Unlock this folder if every Snakemake that has worked here is dead; be known as one that does. Whether no other is alive here."""
     files.sweep(RUNNING)
     locks = [*Path(".snakemake", "locks").glob("*")]
     there = {path: lock.read(path) or {"host": "an unknown host"} for path in RUNNING.glob("[!.]*.json")}
@@ -56,7 +56,7 @@ def clear_dead_locks():
     mine = RUNNING / f"{socket.gethostname()}-{os.getpid()}.json"
     files.write_json(mine, lock.this_process())
     atexit.register(mine.unlink, missing_ok=True)
-    return len(gone) == len(there)
+    return not any(lock.dead(holder) is False for holder in there.values())
 
 
 if workflow.is_main_process:
