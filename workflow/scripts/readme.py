@@ -80,41 +80,56 @@ def _p(value: float) -> str:
     return "–" if pd.isna(value) else "< 0.0001" if value < 1e-4 else f"{value:.2g}"
 
 
-def survived(faults: pd.DataFrame, slurm: pd.DataFrame, scale: pd.DataFrame) -> str:
-    """How the campaign of faults and those on SLURM ended, and what a large grid costs beside its training."""
-    ways = {"survived": "nothing was to be done", "mended": "named and made again by the same command"}
-    ways |= {"by_hand": "by hand, where the machine refused something", "lost": "lost", "silent": "silently wrong"}
-    counts = faults[list(ways)].sum()
-    said = "; ".join(f"{counts[way]} {meaning}" for way, meaning in ways.items())
-    equal, largest = slurm["outcome"].eq("equal"), scale[scale["runs"] == scale["runs"].max()]
+WAYS = {
+    "survived": "nothing was to be done",
+    "mended": "named and made again by the same command",
+    "by_hand": "by hand, where the machine refused something",
+    "lost": "lost",
+    "silent": "silently wrong",
+}
+
+
+def faults(table: pd.DataFrame) -> list[str]:
+    """How the campaign of faults ended, a row per kind."""
+    counts = table[list(WAYS)].sum()
     lines = [
-        f"`make test-faults`, {faults['injected'].sum()} faults on digits: {said}.",
-        "",
-        "| " + " | ".join(["fault", "injected", *(way.replace("_", " ") for way in ways)]) + " |",
-        "|---" * (len(ways) + 2) + "|",
+        f"`make test-faults`, {table['injected'].sum()} faults on digits: "
+        + "; ".join(f"{counts[way]} {meaning}" for way, meaning in WAYS.items())
+        + ".\n",
+        "| " + " | ".join(["fault", "injected", *(way.replace("_", " ") for way in WAYS)]) + " |",
+        "|---" * (len(WAYS) + 2) + "|",
     ]
-    for kind, part in faults.groupby("kind", sort=False):
-        cells = [part[column].sum() for column in ("injected", *ways)]
-        lines.append(f"| {kind} | {' | '.join(map(str, cells))} |")
-    lines += [
+    for kind, part in table.groupby("kind", sort=False):
+        lines.append(f"| {kind} | {' | '.join(str(part[column].sum()) for column in ('injected', *WAYS))} |")
+    return [*lines, ""]
+
+
+def slurm(table: pd.DataFrame) -> list[str]:
+    equal, names = table["outcome"].eq("equal").sum(), "; ".join(table["fault"])
+    return [
+        f"`make test-slurm`, a real SLURM on one machine: {equal} of {len(table)} calls end with the checksums of a "
+        f"local run ({names}).",
         "",
-        f"`make test-slurm`, a real SLURM on one machine: {equal.sum()} of {len(slurm)} calls end with the checksums "
-        f"of a local run ({'; '.join(slurm['fault'])}).",
-        "",
-        f"`make bench-scale`, {largest['runs'].iloc[0]:,} runs: "
-        + "; ".join(f"{row.what} {row.cpu_seconds:.3g} CPU-s, {row.memory_mb:.0f} MB" for row in largest.itertuples())
-        + ".",
     ]
-    return "\n".join(lines)
+
+
+def scale(table: pd.DataFrame) -> list[str]:
+    """What the largest grid costs beside its training."""
+    largest = table[table["runs"] == table["runs"].max()]
+    costs = [f"{row.what} {row.cpu_seconds:.3g} CPU-s, {row.memory_mb:.0f} MB" for row in largest.itertuples()]
+    return [f"`make bench-scale`, {largest['runs'].iloc[0]:,} runs: {'; '.join(costs)}."]
+
+
+def checks() -> str:
+    """Of those that were run."""
+    paths = {tell: CHECKS / f"{tell.__name__}.csv" for tell in (faults, slurm, scale)}
+    return "\n".join(line for tell, path in paths.items() if path.exists() for line in tell(pd.read_csv(path)))
 
 
 def blocks() -> dict[str, str]:
     findings = (QUICK / "summary" / "findings.txt").read_text(encoding="utf-8").strip().replace("\n", " ")
-    checks = [pd.read_csv(CHECKS / f"{name}.csv") for name in ("faults", "slurm", "scale")]
-    return {
-        "claims": block(read(QUICK / "summary" / "claims.csv"), config.read(QUICK / "provenance.json"), findings),
-        "checks": survived(*checks),
-    }
+    claims = block(read(QUICK / "summary" / "claims.csv"), config.read(QUICK / "provenance.json"), findings)
+    return {"claims": claims, "checks": checks()}
 
 
 def main() -> None:
