@@ -149,7 +149,7 @@ def test_verify_names_every_file_that_is_missing_altered_or_stray(preset):
         "figures/p/a.svg": "missing",
         "figures/p/old.svg": "stray",
         "results/p/runs/s/d/a/seed0/metrics.csv": "missing",
-        "results/p/runs/s/d/b/seed0/run.json": "stray",
+        "results/p/runs/s/d/b/seed0": "stray",
         "results/p/tables/.runs.writing.17.csv": "stray",
         "results/p/tables/runs.csv": "altered",
         "results/p/tuning/s/d/a/lr1/seed1/metrics.csv": "stray",  # its seal is broken

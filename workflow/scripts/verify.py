@@ -64,14 +64,17 @@ def not_kept(paths: list[Path]) -> list[Path]:
 
 
 def strays(results: Path, digest: seals.Digests) -> list[Path]:
-    """Files beside the sealed ones that no seal names; not those of runs that are being trained."""
+    """Files, or whole run folders, beside the sealed ones that no seal names; not of runs that are being trained."""
     places = [*(results / part for part in ("runs", "tuning", "tables", "summary", "pages"))]
     places += [Path("figures", results.name), Path("paper", results.name)]
     known = {*digest.used, *(name.replace("/run.json", "/.run.json") for name in digest.used)}
     found = [path for place in places for path in place.rglob("*") if path.is_file() and str(path) not in known]
     unfinished = {path.parent for path in found if path.name == ".lock"}
     unfinished |= {path.parents[2] for path in found if path.parents[1].name == "state"}
-    return [path for path in found if not unfinished & {*path.parents}]
+    found = [path for path in found if not unfinished & {*path.parents}]
+    sealed = {str(Path(name).parent) for name in known}
+    whole = {path: path.parent for path in found if str(path.parent) not in sealed and {*places[:2]} & {*path.parents}}
+    return [*dict.fromkeys(whole.get(path, path) for path in found)]
 
 
 if __name__ == "__main__":
