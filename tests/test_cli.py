@@ -330,7 +330,7 @@ def test_no_space_ends_with_code_3_and_one_line(training, config_file, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("knobs", "word"), [({}, "checkpoint"), ({"gradient_every": 1}, "large"), ({"gradient_every": 15}, "large")]
+    ("knobs", "word"), [({}, "checkpoint|step"), ({"gradient_every": 1}, "large"), ({"gradient_every": 15}, "large")]
 )
 def test_a_disk_that_is_full_in_earnest_ends_with_code_3_and_one_line(training, tmp_path, one_sentence, knobs, word):
     """The system itself refuses to let a file grow beyond 2 kB: torch has words of its own for it, a buffer waits."""
@@ -342,7 +342,8 @@ def test_a_disk_that_is_full_in_earnest_ends_with_code_3_and_one_line(training, 
     done = call(arguments, input=json.dumps({**RUN, **knobs}), preexec_fn=limit)
     assert done.returncode == 3, done.stderr
     (line,) = errors(done.stderr)
-    one_sentence(line, "rankcollapse: ", word)
+    one_sentence(line, "rankcollapse: ")
+    assert re.search(word, line)  # a slow machine saves its state before the end
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {"config.json", "metrics.csv", "state"}
 
 

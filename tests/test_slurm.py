@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -53,18 +54,19 @@ class Call:
         rows = (line.split("|") for line in lines)
         return {job: comment for job, comment, folder in rows if folder == str(self.folder)}
 
+    def processes(self) -> dict[int, list[bytes]]:
+        """The commands of all that runs in the folder, by process id."""
+        found = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended meanwhile
+                if os.readlink(process / "cwd") == str(self.folder):
+                    found[int(process.name)] = (process / "cmdline").read_bytes().split(b"\0")
+        return found
+
     def training(self) -> list[int]:
         """The processes that train for this call."""
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                words = (process / "cmdline").read_bytes().split(b"\0")
-                here = os.readlink(process / "cwd") == str(self.folder)
-            except OSError:  # it has ended meanwhile
-                continue
-            if here and words[1:4] == [b"-m", b"rankcollapse", b"train"]:
-                found.append(int(process.name))
-        return found
+        train = [b"-m", b"rankcollapse", b"train"]
+        return [pid for pid, command in self.processes().items() if command[1:4] == train]
 
     def wait(self, what: Callable, seconds: float = 400):
         """What `what` returns, once that is true."""
@@ -159,6 +161,7 @@ def kill_snakemake(call: Call) -> None:
     call.process.kill()
     call.process.wait()
     call.start()
+    call.wait(lambda: "2 jobs of a Snakemake that was killed are cancelled" in call.said())
 
 
 def preempt(call: Call) -> None:
@@ -197,7 +200,8 @@ def env(tmp_path_factory):
         if started.returncode == 77:
             pytest.skip(started.stdout.strip())
         assert started.returncode == 0, started.stdout + started.stderr
-        yield {**os.environ, "SLURM_CONF": f"{folder}/slurm.conf", "PATH": f"{folder}/bin:{os.environ['PATH']}"}
+        found = {"SLURM_CONF": f"{folder}/slurm.conf", "PATH": f"{folder}/bin:{os.environ['PATH']}"}
+        yield {**os.environ, **found, "CUDA_VISIBLE_DEVICES": "0"}  # what this machine has is no limit for the nodes
     finally:
         subprocess.run([HERE / "stop.sh", folder], check=True)
 
@@ -212,7 +216,7 @@ def calls(env, tmp_path_factory):
     def end(name: str, happening: Callable, arguments: list[str]) -> tuple[Call, float]:
         start = time.monotonic()
         call = Call(project, root / re.sub(r"\W+", "-", name), env, arguments)
-        going.append(call.process)
+        going.append(call)
         happening(call)
         assert call.process.wait(600) == 0, call.said()[-5000:]
         return call, time.monotonic() - start
@@ -229,8 +233,10 @@ def calls(env, tmp_path_factory):
         try:
             yield {name: pool.submit(end, name, *how) for name, how in wanted.items()}
         finally:
-            for process in going:
-                process.terminate()
+            for call in going:  # a cancelled Snakemake (9.27) can hang, in the lock that its handler of SIGTERM takes
+                for pid in call.processes():
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -284,15 +290,26 @@ def test_without_accounts_squeue_is_asked_and_that_is_said_before_the_first_job(
     assert said.index("sacct does not answer: squeue is asked how jobs ended") < said.index("has been submitted")
 
 
+def stopped(folder: Path, path: str, env: dict[str, str]) -> str:
+    """What a call says that must stop before its first job."""
+    call = snakemake(copy_project(folder), *SLURM, "--configfile", "tests/tiny.yaml", env={**env, "PATH": path})
+    assert call.returncode != 0
+    assert "Traceback" not in call.stderr
+    assert "submitted" not in call.stderr
+    return call.stderr
+
+
 def test_where_squeue_forgets_too_soon_the_call_stops_with_one_sentence(env, tmp_path):
     (tmp_path / "scontrol").write_text("#!/bin/sh\necho 'MinJobAge = 60 sec'\n", encoding="ascii")
     (tmp_path / "scontrol").chmod(0o755)
-    path = {**env, "PATH": f"{tmp_path}:{env['PATH']}"}
-    call = snakemake(copy_project(tmp_path / "project"), *SLURM, "--configfile", "tests/tiny.yaml", env=path)
-    assert call.returncode != 0
-    assert "sacct does not answer, and squeue shows a job for 60 s after its end, too short a time" in call.stderr
-    assert "Traceback" not in call.stderr
-    assert "submitted" not in call.stderr
+    said = stopped(tmp_path / "project", f"{tmp_path}:{env['PATH']}", env)
+    assert "sacct does not answer, and squeue shows a job for 60 s after its end, too short a time to learn" in said
+
+
+def test_without_slurm_the_call_stops_with_one_sentence(env, tmp_path):
+    for command in ("bash", "sh", "which"):
+        (tmp_path / command).symlink_to(shutil.which(command))
+    assert "there is no SLURM here, neither sinfo nor sbatch" in stopped(tmp_path / "project", str(tmp_path), env)
 
 
 # ---- GPUs ----
@@ -300,12 +317,14 @@ def test_where_squeue_forgets_too_soon_the_call_stops_with_one_sentence(env, tmp
 
 def test_a_grid_for_cpus_asks_for_no_gpu(calls):
     call, _ = calls["none"].result()
-    assert all("gres" not in call.run(f"scontrol show job {job}") for job in call.jobs())
+    asked = [call.run(f"scontrol show job {job}") for job in call.jobs()]
+    assert len(asked) == 7
+    assert not any("gres" in job for job in asked)
 
 
 def test_a_grid_for_gpus_asks_for_one_in_each_job_which_sees_its_own(calls):
     call, _ = calls["scancel"].result()
-    assert all("TresPerJob=gres:gpu:1" in job for job in call.asked)
+    assert ["TresPerJob=gres:gpu:1" in job for job in call.asked] == [True, True]
     assert sorted(call.seen) == [[b"CUDA_VISIBLE_DEVICES=0"], [b"CUDA_VISIBLE_DEVICES=1"]]
 
 

@@ -1,5 +1,4 @@
-# What a cluster needs and one machine does not: what a job asks for, which runs share a job, and a look at SLURM before
-# the first of them.
+# What a cluster needs and one machine does not: what a job asks for, which runs share a job, and SLURM's own ways.
 import asyncio
 
 SHARED = 1800  # estimated seconds of work up to which the runs of an arm share a job, so as not to flood a queue
@@ -24,7 +23,7 @@ if not GRID.tuned:
         tuned,
 
 
-# In each job, not in all: a GPU of the machine that submits is no limit.
+# In each job, not in all: what the machine that submits has is no limit.
 resource_scopes:
     gpu="local",
 
@@ -64,14 +63,18 @@ def seconds_of_arms():
 
 
 def meet_slurm():
-    """Before the first job: see that SLURM will tell how jobs end."""
+    """Before the first job: see that SLURM will tell how jobs end, and cancel those of a Snakemake that was killed."""
     settings = workflow.executor_settings
     if not hasattr(settings, "status_command"):  # another executor
         return
+    if settings.status_command is None:
+        raise WorkflowError(
+            "there is no SLURM here, neither sinfo nor sbatch: call this on a machine that submits to it"
+        )
     import snakemake_executor_plugin_slurm as executor
 
     remembered = executor.get_min_job_age() or 0
-    if settings.status_command == "sacct" and not answers(["sacct", "--noheader"]):
+    if settings.status_command == "sacct" and not tells(["sacct", "--noheader"]):
         if remembered < max(200, 3 * settings.init_seconds_before_status_checks):  # it asks every 3 minutes at least
             raise WorkflowError(
                 f"sacct does not answer, and squeue shows a job for {remembered} s after its end, too short a time to "
@@ -82,26 +85,20 @@ def meet_slurm():
     if settings.status_command == "squeue":
         executor.get_min_job_age = lambda: remembered  # asked anew while slurmctld is away, it would turn to sacct
     executor.query_job_status = states(executor.query_job_status)
-    cancel_jobs_of_before()
+    last = Path(RESULTS, ".slurm")  # what the jobs of the last call are named
+    left = tells(["squeue", "--noheader", "--format=%i", f"--name={last.read_text()}"]).split() if last.exists() else []
+    if left:
+        print(f"{len(left)} jobs of a Snakemake that was killed are cancelled", file=sys.stderr)
+        tells(["scancel", *left])
+    files.write_text(last, workflow.scheduler._executor.run_uuid)
 
 
-def cancel_jobs_of_before():
-    """A Snakemake that was killed has left its jobs in the queue; the runs of those go on in this one's."""
-    record = Path(RESULTS, ".slurm")  # by what name jobs are found
-    if record.exists():
-        named = f"--name={record.read_text(encoding='utf-8')}"
-        left = subprocess.run(["squeue", "--noheader", "--format=%i", named], capture_output=True, text=True).stdout
-        if left:
-            print(f"{len(left.split())} jobs of a Snakemake that was killed are cancelled", file=sys.stderr)
-            subprocess.run(["scancel", *left.split()])
-    files.write_text(record, workflow.scheduler._executor.run_uuid)
-
-
-def answers(command):
+def tells(command):
+    """What a command prints, and a line's end; nothing if it fails."""
     try:
-        return subprocess.run(command, capture_output=True, timeout=20).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout + "\n"
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def states(ask):

@@ -34,6 +34,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=CANCEL
 GresTypes=gpu
 AccountingStorageType=accounting_storage/none
+MinJobAge=3600
 SchedulerParameters=batch_sched_delay=0,sched_interval=2
 SlurmdParameters=config_overrides
 SlurmctldPort=26817
