@@ -59,7 +59,9 @@ elif shutil.which("conda") is None:
 # No part of a command, which they would change: a data set is the same wherever its files come from.
 DATA = f"export DATA_DIR={GRID.data_dir!r} NO_DOWNLOAD={'' if GRID.download else '--no-download'}; "
 DATA += f"export FRESH={'--fresh' if GRID.fresh else ''}; "
-shell.prefix(f"set -euo pipefail; {PATHS}{DATA}")
+# On SIGTERM training saves its state: the shell and the writer of its log wait for it.
+PATIENT = "trap : TERM; tee() {{ trap '' TERM; command tee \"$@\"; }}; "
+shell.prefix(f"set -euo pipefail; {PATIENT}{PATHS}{DATA}")
 
 
 def figure_titles():
