@@ -95,6 +95,7 @@ def _run(config: RunConfig, device: torch.device) -> None:
     state = _state(config, device)
     fit(state)
     state.probes.finish()
+    state.probes.path.unlink()
 
 
 def _state(config: RunConfig, device: torch.device) -> State:

@@ -209,7 +209,7 @@ class Probes:
     # -- the end --
 
     def finish(self) -> None:
-        """After the last step: what needs all of training at once. The file of gradients has served."""
+        """After the last step: what needs all of training at once. The file of gradients then has served."""
         self._trajectory()
         for (quantity, name), parts in self.pool.items():
             pooled, samples = torch.cat(parts), len(parts[0])
@@ -218,7 +218,6 @@ class Probes:
                 rows = pooled[: probed * samples]
                 self._add(quantity, name, "pooled", self.signal_steps[probed - 1], len(rows), singular_values(rows))
         self.file.close()
-        self.path.unlink()
 
     def _add(self, quantity: str, layer: str, scope: str, step: int, rows: int, values: np.ndarray) -> None:
         self.spectra.append(Spectrum(quantity, layer, scope, step, rows, values))

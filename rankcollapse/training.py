@@ -68,6 +68,12 @@ class State:
             setattr(self, key, copy.copy(state[key]))
         self.order.set_state(self.epoch_start.cpu())
 
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss has blown up in the last epoch."""
+        chance_loss = math.log(datasets.SETS[self.config.dataset].classes)
+        return bool(self.epochs) and not self.epochs[-1]["train_loss"] < DIVERGED * chance_loss
+
     def lap(self, what: str) -> None:
         """Count the time since the last lap as spent on `what`."""
         if self.device.type == "cuda":
@@ -133,19 +139,16 @@ class State:
 def fit(state: State, report: Report = lambda step, note: None) -> str:
     """Train to the end, from wherever `state` is; the outcome."""
     state.mark = time.perf_counter()
-    chance_loss = math.log(datasets.SETS[state.config.dataset].classes)
     if state.step == 0:
         state.signals()
-    while len(state.epochs) < state.config.epochs:
+    while len(state.epochs) < state.config.epochs and not state.diverged:
         state.model.train()
         for images, labels in state.batches():
             state.take_step(images, labels)
             report(state.step, "")
         row = state.end_epoch()
         report(state.step, f"loss {row['train_loss']:.3f}, validation {100 * row['validation_accuracy']:.1f} %")
-        if not row["train_loss"] < DIVERGED * chance_loss:
-            return "diverged"
-    return "finished"
+    return "diverged" if state.diverged else "finished"
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ ARMS = {
     "fa+bn": {"rule": "fa", "normalization": "batch"},
     "fa+both": {"rule": "fa", "normalization": "batch", "optimizer": "muon", "lr": 0.01},
     "kp, augmented": {"rule": "kp", "weight_decay": 0.1, "flip": True, "crop": 1},
+    "diverged": {"lr": 1e4, "epochs": 3},
     "a candidate": {"rule": "fa", "tuning": True, "tuning_images": 700, "gradient_every": 0},
 }
 
@@ -77,7 +78,7 @@ def go(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize("step", [1, 7, 10, 13, STEPS])  # 10 ends the first epoch
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "diverged"])
 def test_a_run_that_is_told_to_end_goes_on_to_the_same_bits(whole, signalled, go, tmp_path, capsys, arm, step):
     config, expected, result = whole(arm)
     signalled(step)
@@ -112,6 +113,23 @@ def test_a_run_killed_at_every_step_ends_with_the_same_bits(whole, go, tmp_path,
             go(config)
     monkeypatch.setattr(saves.Saves, "save", save)
     assert go(config)["resumed"] == STEPS
+    assert bits(tmp_path / "run") == expected
+
+
+@pytest.mark.parametrize("arm", ["fa+bn", "diverged"])
+def test_a_run_killed_while_its_results_are_written_goes_on_from_its_last_step(whole, go, tmp_path, monkeypatch, arm):
+    config, expected, result = whole(arm)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "_write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            go(config)
+    again = go(config)
+    assert again["resumed"] == 1
+    assert (again["outcome"], again["epochs"]) == (result["outcome"], result["epochs"])
     assert bits(tmp_path / "run") == expected
 
 
