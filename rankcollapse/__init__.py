@@ -25,7 +25,7 @@ _NAMES = {
     "rules": ["convert", "exact_feedback", "RULES"],
     "check": ["check"],
     "feedback": ["FeedbackLinear", "FeedbackConv2d"],
-    "optim": ["MomentumSGD", "FlatMuon"],
+    "optim": ["MomentumSGD", "Muon"],
     "ranks": ["MEASURES", "measures"],
     "probes": ["singular_values"],
     "job": ["train", "load_checkpoint"],

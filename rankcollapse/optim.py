@@ -4,6 +4,7 @@ Both take forward weights (matrices, convolutions seen as [out, in * kh * kw]) a
 gradient: W ← (1 - lr * decay) W before the step.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -28,26 +29,39 @@ def flatten(tensor: Tensor, like: Tensor | None = None) -> Tensor:
 
 def top_r(update: Tensor, rank: int) -> Tensor:
     """The update [m, n] cut to its `rank` largest singular directions (arXiv:2606.11123, fig. 3)."""
-    u, s, v = _svd(update)
-    return (u[:, :rank] * s[:rank]) @ v[:rank]
+    if update.shape[0] > update.shape[1]:
+        return top_r(update.t(), rank).t()
+    _, left = _left(update)
+    left = left[:, -rank:]
+    return (left @ left.t() @ update.double()).to(update.dtype)
 
 
 def full_rank(update: Tensor, norm: str) -> Tensor:
     """The polar factor U Vᵀ of the update [m, n], exact, scaled to keep its Frobenius or its spectral norm.
 
-    Keeping the spectral norm lets the Frobenius norm grow, by up to √min(m, n): the convention matters.
+    Keeping the spectral norm lets the Frobenius norm grow, by up to √min(m, n): the convention matters. Directions
+    below 1e-8 of the largest singular value, beyond what float32 holds, stay as they are: of a row of zeros, zeros.
     """
-    u, s, v = _svd(update)
-    scale = s[0] if norm == "spectral" else s.norm() / len(s) ** 0.5
-    return scale * (u @ v)
+    if update.shape[0] > update.shape[1]:
+        return full_rank(update.t(), norm).t()
+    s, left = _left(update)
+    scale = s[-1] if norm == "spectral" else s.norm() / len(s) ** 0.5
+    gain = torch.where(s > 1e-8 * s[-1], scale / s, torch.ones_like(s))
+    return ((left * gain) @ left.t() @ update.double()).to(update.dtype)
 
 
-def _svd(update: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Thin SVD; of a diverged update NaN all through, so that the loss shows it and the run is recorded as diverged."""
-    if not bool(torch.isfinite(update).all()):
-        update, k = torch.full_like(update, float("nan")), min(update.shape)
-        return update[:, :k], update.flatten()[:k], update[:k]
-    return torch.linalg.svd(update, full_matrices=False)
+def _left(update: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values of a matrix [m, n], m ≤ n, ascending, and its left singular vectors [m, m], both float64.
+
+    By the Gram matrix, much faster than an SVD. Of a diverged update NaN all through, so that the loss shows it and the
+    run is recorded as diverged.
+    """
+    gram = update.double()
+    gram = gram @ gram.t()
+    if not bool(torch.isfinite(gram).all()):
+        return torch.full_like(gram[0], math.nan), torch.full_like(gram, math.nan)
+    squares, left = torch.linalg.eigh(gram)
+    return squares.clamp(min=0).sqrt(), left
 
 
 class MomentumSGD(torch.optim.Optimizer):
@@ -90,38 +104,93 @@ class MomentumSGD(torch.optim.Optimizer):
         return changed
 
 
-class FlatMuon(torch.optim.Muon):
-    """`torch.optim.Muon` for matrices and convolutions: it is given 2-D views that share the weights' memory.
+# ---- Muon ----
 
-    Muon (Jordan et al. 2024) orthogonalises the Nesterov momentum of each matrix by Newton-Schulz iterations. The
-    shape factor is taken from the flattened matrix: `original` is √max(1, out / in), `match_rms_adamw` 0.2 √max(out,
-    in). Make it when the model is where it will train: a later `model.to(...)` may leave the views behind.
+A, B, C = 3.4445, -4.7750, 2.0315  # of the quintic step of Jordan et al. (2024): X ← A X + (B G + C G²) X, G = X Xᵀ
+SMALL = 64  # up to this many rows float32 is the faster type on a CPU, too, and more exact
+
+
+def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
+    """Newton-Schulz steps on one matrix [m, n], or on several at once [k, m, n], each scaled to a Frobenius norm of 1.
+
+    They drive the singular values towards 1, to within about 0.3. `torch.optim.Muon` takes each step on X. Here up to
+    three go on the smaller Gram matrix, where P = A + B G + C G² gives the next one, P G P, and the product of all P is
+    multiplied by X once: 4 m² n + O(m³) in place of 12 m² n. More steps at once would lift the rounding of G, by A² for
+    each, above the small singular values; in float32 five do no harm.
+    """
+    if matrices.shape[-2] > matrices.shape[-1]:
+        return orthogonalise(matrices.mT, steps).mT
+    rows, columns = matrices.shape[-2:]
+    small = rows <= SMALL
+    together = 5 if small else 3 if columns > 1.5 * rows else 1
+    add = torch.addmm if matrices.dim() == 2 else torch.baddbmm
+    x = matrices.to(torch.float32 if small else torch.bfloat16)
+    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for done in range(0, steps, together):
+        gram, product = x @ x.mT, None
+        for left in range(min(together, steps - done), 0, -1):
+            factor = add(gram, gram, gram, beta=B, alpha=C)
+            factor.diagonal(dim1=-2, dim2=-1).add_(A)
+            product = factor if product is None else factor @ product
+            if left > 1:
+                gram = factor @ (gram @ factor)
+        x = product @ x
+    return x
+
+
+def orthogonalise_all(matrices: list[Tensor], steps: int) -> list[Tensor]:
+    """Each of several matrices; on a GPU those of one shape together, which on a CPU is slower."""
+    if not matrices[0].is_cuda:
+        return [orthogonalise(matrix, steps) for matrix in matrices]
+    found = list(matrices)
+    for shape in dict.fromkeys(matrix.shape for matrix in matrices):
+        which = [i for i, matrix in enumerate(matrices) if matrix.shape == shape]
+        for i, made in zip(which, orthogonalise(torch.stack([matrices[i] for i in which]), steps), strict=True):
+            found[i] = made
+    return found
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for matrices and convolutions: W ← (1 - lr decay) W - lr factor orthogonalise(N).
+
+    N is the Nesterov momentum of the flattened weight. The shape factor is taken from the flattened matrix too:
+    `original` is √max(1, out / in), `match_rms_adamw` 0.2 √max(out, in). `torch.optim.Muon` takes
+    matrices alone; on flattened weights it does the same, to bfloat16's rounding.
     """
 
     def __init__(self, weights, lr: float, momentum: float, weight_decay: float, ns_steps: int, shape_factor: str):
-        self.weights = list(weights)
-        views = [nn.Parameter(flatten(w.detach())) for w in self.weights]
-        super().__init__(views, lr, weight_decay, momentum, ns_steps=ns_steps, adjust_lr_fn=shape_factor)
+        super().__init__(weights, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.ns_steps, self.shape_factor = ns_steps, shape_factor
 
+    @torch.no_grad()
     def step(self):
-        for weight, view in zip(self.weights, self.param_groups[0]["params"], strict=True):
-            view.grad = None if weight.grad is None else flatten(weight.grad, weight)
-        super().step()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            momenta = [self.state[p]["momentum"] for p in params]
+            torch._foreach_lerp_(momenta, [p.grad for p in params], 1 - group["momentum"])
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            for p, direction in zip(params, self._directions(params, group["momentum"]), strict=True):
+                flatten(p).add_(direction, alpha=-group["lr"])
 
     def direction(self, weight: Tensor) -> Tensor:
-        """As in MomentumSGD: a step of Muon itself, of rate 1, on zeros, with the Nesterov momentum for a gradient."""
-        group = self.param_groups[0]
-        view = group["params"][[w is weight for w in self.weights].index(True)]
-        zeros = nn.Parameter(torch.zeros_like(view))
-        zeros.grad = view.grad.lerp(self.state[view]["momentum_buffer"], group["momentum"])
-        settings = {key: group[key] for key in ("ns_steps", "adjust_lr_fn")}
-        torch.optim.Muon([zeros], lr=1.0, weight_decay=0.0, momentum=0.0, **settings).step()
-        return -zeros.detach()
+        """As in MomentumSGD, from the momentum and the gradient of the last step, which must still be there."""
+        return self._directions([weight], self.param_groups[0]["momentum"])[0]
 
-    def zero_grad(self, set_to_none: bool = True):
-        for weight in self.weights:
-            weight.grad = None
-        super().zero_grad(set_to_none)
+    def _directions(self, params: list[Tensor], momentum: float) -> list[Tensor]:
+        """What is subtracted per unit of rate, as matrices."""
+        momenta = [self.state[p]["momentum"] for p in params]
+        nesterov = torch._foreach_lerp([p.grad for p in params], momenta, momentum)
+        matrices = [flatten(n, p) for n, p in zip(nesterov, params, strict=True)]
+        return [self._factor(m) * m for m in orthogonalise_all(matrices, self.ns_steps)]
+
+    def _factor(self, matrix: Tensor) -> float:
+        rows, columns = matrix.shape
+        return max(1, rows / columns) ** 0.5 if self.shape_factor == "original" else 0.2 * max(rows, columns) ** 0.5
 
 
 def build(model: nn.Module, config: RunConfig) -> list[torch.optim.Optimizer]:
@@ -133,7 +202,7 @@ def build(model: nn.Module, config: RunConfig) -> list[torch.optim.Optimizer]:
     weights = [w for w in models.matrices(model).values() if w.requires_grad]
     rest = [p for p in model.parameters() if p.requires_grad and all(p is not w for w in weights)]
     if config.optimizer == "muon":
-        muon = FlatMuon(weights, config.lr, config.momentum, config.weight_decay, config.ns_steps, config.shape_factor)
+        muon = Muon(weights, config.lr, config.momentum, config.weight_decay, config.ns_steps, config.shape_factor)
         return [muon, torch.optim.AdamW(rest, lr=config.auxiliary_lr, weight_decay=0.0)]
     groups = [{"params": weights}, {"params": rest, "weight_decay": 0.0}]
     return [MomentumSGD(groups, config.lr, config.momentum, config.weight_decay, intervention(model, config))]
