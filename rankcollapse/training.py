@@ -40,7 +40,7 @@ class State:
         self.steps_per_epoch = datasets.steps_per_epoch(config)
         self.steps = config.epochs * self.steps_per_epoch
         self.model, self.rule = make_model(config, self.device), RULES[config.rule]
-        self.forward = torch.compile(self.model) if config.compile else self.model
+        self.forward = torch.compile(self.model, options={"deterministic": True}) if config.compile else self.model
         self.optimizers = optim.build(self.model, config)
         self.schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=self.steps) for o in self.optimizers]
         order = torch.randperm(len(data.train), generator=batching.generator(config.seed, "probe"))
@@ -180,14 +180,14 @@ def pick_device(name: str) -> torch.device:
 def deterministic() -> Iterator[None]:
     """Same machine, same config, same bits; torch's settings are put back after."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark, fill = torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
+    before = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms would load the compiler, for seconds
     torch.backends.cudnn.benchmark = False
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs a tenth of a step, and nothing here reads any
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a tenth of a step, and nothing reads it
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.backends.cudnn.benchmark = benchmark
+        torch.set_deterministic_debug_mode(before[0])
+        torch.backends.cudnn.benchmark = before[1]
         torch.utils.deterministic.fill_uninitialized_memory = fill
