@@ -63,10 +63,10 @@ studies:
     cost: {cpu: 10000, cuda: 10000, mem_mb: 1500, disk_mb: 0.1}
 """
 SNAKEMAKE = (sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "overlay.yaml")
-STAGES = {  # the jobs in their order: the command of their process, and about how many processor seconds it takes
-    "training": ("rankcollapse train", 6.0), "choice": ("choose.py", 0.4), "tables": ("collect.py", 0.4),
-    "summaries": ("summarise.py", 1.6), "figure": ("scripts/figures/", 1.6), "pages": ("pages.py", 0.4),
-    "paper": ("paper.py", 0.2), "seal": ("seal.py", 0.3),
+STAGES = {  # the jobs in their order: what their process is called, and about how many processor seconds it takes
+    "training": ("rankcollapse tr", 4.0), "choice": (r"choose\.py", 0.15), "tables": (r"collect\.py", 0.2),
+    "summaries": (r"summarise\.py", 0.9), "figure": ("|".join(rf"^{name}\.py" for name in FEW), 0.6),
+    "pages": (r"pages\.py", 0.2), "paper": (r"paper\.py", 0.2), "seal": (r"seal\.py", 0.1),
 }  # fmt: skip
 # In these two undisturbed calls differ: times, costs, and the hashes of what holds them.
 VARYING = {"seconds", "train_seconds", "probe_seconds", "run_seconds", "images_per_second", "memory_mb", "resumed"}
@@ -142,8 +142,8 @@ class Call:
         for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
             with suppress(OSError):
                 if os.getsid(pid) == self.process.pid:
-                    words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")
-                    if not stage or ("python" in words[0] and STAGES[stage][0] in " ".join(words[1:4])):
+                    name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8")  # as warm.py names its forks
+                    if not stage or re.search(STAGES[stage][0], name):
                         found.append(pid)
         return found
 

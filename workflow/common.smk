@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -49,7 +50,8 @@ if GPUS:
 # The package and the scripts stand beside the Snakefile; in a conda environment nothing has installed them. Without
 # conda, `python` is the one that runs snakemake, whether or not its environment is activated.
 PATHS = f"export PYTHONPATH={workflow.basedir!r}:{os.path.join(workflow.basedir, 'workflow/scripts')!r}; "
-if DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method:
+IN_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+if not IN_CONDA:
     PATHS += f"export PATH={os.path.dirname(sys.executable)!r}:$PATH; "
 elif shutil.which("conda") is None:
     raise WorkflowError(
@@ -61,7 +63,32 @@ DATA = f"export DATA_DIR={GRID.data_dir!r} NO_DOWNLOAD={'' if GRID.download else
 DATA += f"export FRESH={'--fresh' if GRID.fresh else ''}; "
 # On SIGTERM training saves its state: the shell and the writer of its log wait for it.
 PATIENT = "trap : TERM; tee() {{ trap '' TERM; command tee \"$@\"; }}; "
-shell.prefix(f"set -euo pipefail; {PATIENT}{PATHS}{DATA}")
+PREFIX = f"set -euo pipefail; {PATIENT}{PATHS}{DATA}"
+shell.prefix(PREFIX)
+
+
+def warm_up():
+    """From here on local jobs are forks of a process that has loaded their libraries, see warm.py. Returns its command.
+
+    Not within conda, where jobs have another Python than Snakemake, and not where Linux is too old.
+    """
+    if IN_CONDA or not workflow.local_exec or not hasattr(os, "pidfd_open"):
+        return [sys.executable]
+    folder = tempfile.mkdtemp(prefix="rankcollapse-")  # short: the path of a socket may not be long
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    warm, path = os.path.join(workflow.basedir, "workflow/warm.py"), os.path.join(folder, "socket")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(1024)
+        pools = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(GRID.threads))
+        subprocess.Popen(
+            [sys.executable, warm, "--serve", str(listener.fileno())],
+            pass_fds=[listener.fileno()],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **pools},
+        )
+    shell.prefix(PREFIX + f'python() {{{{ command python -S {warm!r} {path!r} "$@"; }}}}; ')
+    return [sys.executable, "-S", warm, path]
 
 
 def figure_titles():
@@ -183,6 +210,7 @@ def write_plan():
 def start():
     """Write the plan that the jobs read, and stop before any training if one of its runs cannot be had."""
     write_plan()
+    python = warm_up()
     missing = [name for name in (*RUNS, *CANDIDATES) if not os.path.exists(run_json(name))]
     if not missing and not any(job.rule.name in ("train", "candidate") for job in workflow.dag.needrun_jobs()):
         return
@@ -193,7 +221,7 @@ def start():
             f"{RESULTS} has {free:.3g} MB free, and this grid writes about {disk:.3g} MB: free space, or drop seeds"
         )
     if find_spec("torch"):  # in an environment with snakemake alone each job checks its own run
-        command = [sys.executable, "workflow/scripts/preflight.py", PLAN]
+        command = [*python, "workflow/scripts/preflight.py", PLAN]
         env = {**os.environ, "PYTHONPATH": str(workflow.basedir)}
         done = subprocess.run(command, text=True, encoding="utf-8", stderr=subprocess.PIPE, env=env)
         said = done.stderr.strip()

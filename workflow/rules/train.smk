@@ -27,8 +27,6 @@ rule train:
         update(f"{RESULTS}/runs/{grid.NAME}/run.json"),
     log:
         f"{RESULTS}/logs/train/{grid.NAME}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/train/{grid.NAME}.tsv"
     group:
         shared_job
     conda:
@@ -55,8 +53,6 @@ use rule train as candidate with:
         update(f"{RESULTS}/tuning/{grid.CANDIDATE}/run.json"),
     log:
         f"{RESULTS}/logs/tuning/{grid.CANDIDATE}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/tuning/{grid.CANDIDATE}.tsv"
 
 
 checkpoint choose:
