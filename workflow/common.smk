@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +21,9 @@ sys.path.insert(0, workflow.basedir)
 
 from rankcollapse import datasets, files, gpus, grid
 from rankcollapse.errors import InputError
+
+# For a report Snakemake (9.27) asks for the sizes of all inputs and takes none: a screenful of complaints.
+warnings.filterwarnings("ignore", r"coroutine 'InputFiles\._predicated_size_files", RuntimeWarning)
 
 SAID = {"true": True, "false": False}  # by `--config key=true`, which Snakemake takes for text
 
