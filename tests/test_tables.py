@@ -722,7 +722,7 @@ PAGE_NAMES = {"title": "Größe", "figures": ["b", "a"], "titles": {"b": "1. Fir
 CHECKS = {
     "faults": "kind,target,injected,survived,mended,by_hand,lost,silent\nSIGKILL,training,3,1,2,0,0,0\n"
     "SIGKILL,tables,1,1,0,0,0,0\nfull disk,training,1,0,1,0,0,0\n",
-    "slurm": "fault,seconds,outcome\nnone,60,equal\nscancel,70,differs\n",
+    "slurm": "fault,seconds,outcome\nnone,60,as a local run\nscancel,70,tables differ\n",
     "scale": "what,runs,cpu_seconds,seconds,memory_mb\ntables alone,100,0.4,1,80\ntables alone,1000,0.75,1.2,89\n",
 }
 
