@@ -53,7 +53,7 @@ seeds: [0]
 device: cpu
 save_minutes: 0.01
 tuning: {seeds: [7], share: 0.5}
-run: {validation_images: 200, tuning_images: 400, flip: false, crop: 0, epochs: 300, batch_size: 32, precision: float32,
+run: {validation_images: 200, tuning_images: 400, flip: false, crop: 0, epochs: 200, batch_size: 32, precision: float32,
   gradient_every: 50, gradient_stride: 10, gradient_window: 20, signals_every: 50, probe_images: 16}
 studies:
   - name: mlp
@@ -64,7 +64,7 @@ studies:
 """
 SNAKEMAKE = (sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "overlay.yaml")
 STAGES = {  # the jobs in their order: what their process is called, and about how many processor seconds it takes
-    "training": ("rankcollapse tr", 4.0), "choice": (r"choose\.py", 0.15), "tables": (r"collect\.py", 0.2),
+    "training": ("rankcollapse tr", 3.0), "choice": (r"choose\.py", 0.15), "tables": (r"collect\.py", 0.2),
     "summaries": (r"summarise\.py", 0.9), "figure": ("|".join(rf"^{name}\.py" for name in FEW), 0.6),
     "pages": (r"pages\.py", 0.2), "paper": (r"paper\.py", 0.2), "seal": (r"seal\.py", 0.1),
 }  # fmt: skip
@@ -543,7 +543,7 @@ def report(faults: list[Fault], out: Path) -> pd.DataFrame:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("seed", 0), ("faults", 125), ("workers", 2)):
+    for name, default in (("seed", 0), ("faults", 120), ("workers", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args, started = parser.parse_args(), time.monotonic()
     rng = random.Random(args.seed)
