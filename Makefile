@@ -4,7 +4,7 @@ BIN := .venv/bin
 CORES ?= all
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 
-.PHONY: setup demo quick paper test test-gpu test-slurm test-faults verify lint format bench bench-scale readme schema lock envs check-conda
+.PHONY: setup demo quick paper test test-gpu test-slurm test-faults verify lint format bench bench-gpu bench-scale readme schema lock envs check-conda
 
 setup: .venv/installed
 
@@ -61,8 +61,15 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile workflow
 
-bench: setup ## cost of feedback alignment against backpropagation, and of the probes
-	$(BIN)/python -m rankcollapse bench config.yaml presets/quick.yaml
+bench: setup build/biotorch ## what FA, Muon, probes and a job's start cost, beside the alternatives: CPU, minutes
+	BIOTORCH=build/biotorch $(BIN)/python -m rankcollapse bench --device cpu
+
+bench-gpu: setup build/biotorch ## the same on a GPU; an error where there is none
+	BIOTORCH=build/biotorch $(BIN)/python -m rankcollapse bench --device cuda
+
+# Another implementation of FA, to compare with: beside our environment, never in it. Without it its row is left out.
+build/biotorch: | setup
+	-$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $@ biotorch==0.0.16
 
 bench-scale: setup ## cost of the workflow itself for 100, 1,000 and 10,000 runs
 	$(BIN)/python tests/scale.py

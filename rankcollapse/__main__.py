@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import functools
 import os
 import signal
 import sys
@@ -59,10 +58,9 @@ def _data(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    planned = grid.runs(grid.grid(functools.reduce(grid.overlay, map(read, args.configs))))
     from rankcollapse.bench import bench
 
-    bench(planned, args.rounds, args.device, args.threads)
+    bench(args.out, args.device, args.rounds, args.threads, args.only)
 
 
 def _schema(args: argparse.Namespace) -> None:
@@ -100,9 +98,10 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--out", default="data/ready", metavar="DIR", help="folder to write to (default data/ready)")
     data.add_argument("--no-download", dest="download", action="store_false", help="stop where the files are missing")
 
-    bench = commands.add_parser("bench", help="print the cost of feedback alignment and of the probes, as ratios")
-    bench.add_argument("configs", metavar="CONFIG", nargs="+", help="a grid's config, and presets to lay over it")
-    bench.add_argument("--rounds", type=int, default=30, help="interleaved timings of the step (default 30)")
+    bench = commands.add_parser("bench", help="what FA, Muon, probes and a job's start cost, beside the alternatives")
+    bench.add_argument("--out", type=Path, default="results/benchmarks", metavar="DIR", help="(results/benchmarks)")
+    bench.add_argument("--rounds", type=int, default=9, help="interleaved timings of each pair (default 9)")
+    bench.add_argument("--only", default="", metavar="REGEX", help="sections of bench.py to run")
     bench.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where (default auto)")
     bench.add_argument("--threads", type=_positive, default=1, help="CPU threads (default 1)")
 

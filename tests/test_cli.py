@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -211,7 +210,7 @@ def test_a_plan_without_that_run_is_refused_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
-# ---- data, schema, bench ----
+# ---- data, schema ----
 
 
 def test_data_converts_a_set_and_says_where(tmp_path, capsys, one_sentence):
@@ -235,36 +234,6 @@ def test_schema_writes_the_schema_and_checks_that_it_is_up_to_date(tmp_path, cap
     path.write_text(grid.schema() + " ", encoding="utf-8")
     assert main(["schema", str(path), "--check"]) == 2
     one_sentence(error(capsys), str(path), "make schema")
-
-
-def test_bench_prints_two_ratios_for_each_plain_fa_run_of_the_grid_and_leaves_nothing(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert main(["bench", *TINY, "--rounds", "2", "--device", "cpu"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    ratios = [line for line in lines if line.startswith("  ")]
-    assert [line[:26].strip() for line in ratios] == ["mlp, fa", "mlp, fa", "all of these"]
-    assert all(re.fullmatch(r"\d+\.\d{3} \(\d+\.\d{3} to \d+\.\d{3}\)", line[27:]) for line in ratios)
-    assert ratios[1][27:] == ratios[2][27:], "the sum over one network is that network's"
-    assert list(tmp_path.glob("rankcollapse*")) == []
-
-
-@pytest.mark.parametrize(
-    ("arms", "rounds", "words"),
-    [({"bp": {"lr": 0.05}}, "2", ["no study has an arm of plain FA"]), ({"fa": {"lr": 0.05}}, "1", ["--rounds is 1"])],
-)
-def test_bench_refuses_what_it_cannot_time(tmp_path, capsys, one_sentence, arms, rounds, words):
-    tiny = read(TINY[1])
-    path = tmp_path / "grid.yaml"
-    path.write_text(yaml.safe_dump({**tiny, "studies": [{**tiny["studies"][0], "arms": arms}]}), encoding="utf-8")
-    assert main(["bench", TINY[0], str(path), "--rounds", rounds, "--device", "cpu"]) == 2
-    one_sentence(error(capsys), *words)
-
-
-def test_bench_names_what_is_wrong_with_a_config(tmp_path, capsys, one_sentence):
-    path = tmp_path / "grid.yaml"
-    path.write_text("studies: []", encoding="utf-8")
-    assert main(["bench", str(path)]) == 2
-    one_sentence(error(capsys), "config", "is missing")
 
 
 # ---- arguments ----
