@@ -543,7 +543,7 @@ def report(faults: list[Fault], out: Path) -> pd.DataFrame:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("seed", 0), ("faults", 120), ("workers", 2)):
+    for name, default in (("seed", 0), ("faults", 122), ("workers", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args, started = parser.parse_args(), time.monotonic()
     rng = random.Random(args.seed)
