@@ -6,6 +6,7 @@ in for data, so nothing is downloaded.
 """
 
 import csv
+import importlib
 import io
 import os
 import re
@@ -221,8 +222,7 @@ def biotorch(device: torch.device, rounds: int) -> Iterator[Row]:
     if "BIOTORCH" not in os.environ:
         return
     sys.path.append(os.environ["BIOTORCH"])
-    from biotorch.layers import fa
-
+    fa = importlib.import_module("biotorch.layers.fa")  # no dependency of ours
     config = RunConfig(**CNN, precision="float32")
     theirs = make_model(config.model_copy(update={"rule": "bp"}), device)
     for name, layer in [*theirs.named_modules()]:
