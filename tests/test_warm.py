@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -212,6 +214,19 @@ def test_a_fork_dies_with_its_command_and_the_command_with_its_fork(shared, scri
     os.kill(int(process.stdout.readline()), signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode == 137
+
+
+def test_a_command_that_is_killed_as_soon_as_it_has_asked_does_the_others_no_harm(server, script):
+    path = script("print('done')")
+    wanted = json.dumps([[path], "/", dict(os.environ)]).encode()
+    for part in (wanted, wanted[:9], b""):  # the first loads libraries meanwhile
+        with socket.socket(socket.AF_UNIX) as client, open(os.devnull) as null:
+            client.connect(str(server.socket))
+            socket.send_fds(client, [struct.pack("!I", len(wanted))], [null.fileno()] * 3)
+            client.sendall(part)
+    assert server.start(path).communicate(timeout=60)[0] == "done\n"
+    time.sleep(1)  # for an end that has begun
+    assert alive(server.pid), "and not by Python itself, since nobody answers"
 
 
 def test_many_at_once_each_have_their_own(shared, script):

@@ -101,7 +101,8 @@ def serve(listener: socket.socket) -> None:
             jobs[pidfd] = pid, client
             events.register(pidfd, selectors.EVENT_READ)
             events.register(client, selectors.EVENT_READ, pidfd)
-            client.send(HEAD.pack(pid))
+            with contextlib.suppress(OSError):  # the command was killed meanwhile: its connection tells, below
+                client.send(HEAD.pack(pid))
 
         while jobs or os.getppid() == parent:
             for key, _ in events.select(1):
@@ -173,11 +174,10 @@ def run(arguments: list[str], folder: str, environment: dict, streams: list[int]
 
 def name_process(name: str) -> None:
     """What `ps -o comm` shows."""
-    try:
-        with open("/proc/self/comm", "w") as file:
-            file.write(name[:15])
-    except OSError:
-        pass
+    import contextlib
+
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:  # no more than a name
+        file.write(name[:15])
 
 
 if __name__ == "__main__":
