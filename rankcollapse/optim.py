@@ -64,6 +64,15 @@ def _left(update: Tensor) -> tuple[Tensor, Tensor]:
     return squares.clamp(min=0).sqrt(), left
 
 
+def _learning(optimizer: torch.optim.Optimizer, group: dict) -> tuple[list[Tensor], list[Tensor]]:
+    """The parameters of a group that have a gradient, and their momenta, zeros at first."""
+    params = [p for p in group["params"] if p.grad is not None]
+    for p in params:
+        if not optimizer.state[p]:
+            optimizer.state[p]["momentum"] = torch.zeros_like(p)
+    return params, [optimizer.state[p]["momentum"] for p in params]
+
+
 class MomentumSGD(torch.optim.Optimizer):
     """Heavy-ball SGD, M ← momentum M + G, W ← (1 - lr decay) W - lr f(M), with an intervention f on matrices.
 
@@ -78,13 +87,9 @@ class MomentumSGD(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
+            params, updates = _learning(self, group)
             if not params:
                 continue
-            for p in params:
-                if not self.state[p]:
-                    self.state[p]["momentum"] = torch.zeros_like(p)
-            updates = [self.state[p]["momentum"] for p in params]
             torch._foreach_mul_(updates, group["momentum"])
             torch._foreach_add_(updates, [p.grad for p in params])
             if self.intervention is not None:
@@ -165,13 +170,9 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
+            params, momenta = _learning(self, group)
             if not params:
                 continue
-            for p in params:
-                if not self.state[p]:
-                    self.state[p]["momentum"] = torch.zeros_like(p)
-            momenta = [self.state[p]["momentum"] for p in params]
             torch._foreach_lerp_(momenta, [p.grad for p in params], 1 - group["momentum"])
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             for p, direction in zip(params, self._directions(params, group["momentum"]), strict=True):

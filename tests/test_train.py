@@ -293,7 +293,7 @@ def test_a_run_is_sgd_under_a_cosine_and_its_trajectory_spectra_are_numpys(digit
                 np.testing.assert_allclose(s.values, expected, atol=1e-3 * expected[0])
 
 
-def test_trajectory_rows_are_those_of_every_nth_step_kept_in_a_file_that_goes_at_the_end(tiny, new_state):
+def test_trajectory_rows_are_those_of_every_nth_step_kept_in_a_file(tiny, new_state):
     config = tiny(epochs=2, batch_size=64, gradient_every=3, gradient_stride=2)  # steps 0, 3, 6, 9, 12, 15, 18
     state = new_state(config)
     path, size = state.probes.path, 4 * (64 * 16 + 16 * 16 + 16 * 10)
