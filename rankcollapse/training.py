@@ -155,14 +155,14 @@ def fit(state: State, report: Report = lambda step, note: None) -> str:
 def evaluate(model: nn.Module, data: batching.Data, split: batching.Split, config: RunConfig) -> tuple[float, float]:
     """Mean cross-entropy and accuracy (0 to 1) of a split, in evaluation mode."""
     model.eval()
-    loss, correct = 0.0, 0
+    losses, hits = [], []  # tensors until the end, so that no batch waits for a GPU
     for images, labels in zip(split.images.split(1000), split.labels.split(1000), strict=True):
         with autocast(config, images.device):
             logits = model(data.pixels(images))
-        loss += float(F.cross_entropy(logits.float(), labels, reduction="sum"))
-        correct += int((logits.argmax(1) == labels).sum())
+        losses.append(F.cross_entropy(logits.float(), labels, reduction="sum"))
+        hits.append((logits.argmax(1) == labels).sum())
     model.train()
-    return loss / len(split), correct / len(split)
+    return sum(map(float, losses)) / len(split), sum(map(int, hits)) / len(split)
 
 
 def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
