@@ -213,6 +213,9 @@ def write_plan():
 
 def start():
     """Write the plan that the jobs read, and stop before any training if one of its runs cannot be had."""
+    # By default at most 100 jobs start in a second, and to look again after that second Snakemake (9.27) sets a timer
+    # whenever it looks, be it that a job has ended or that a timer has rung: with hundreds of jobs, half a core for it.
+    workflow.scheduler.job_rate_limiter = None
     write_plan()
     python = warm_up()
     missing = [name for name in (*RUNS, *CANDIDATES) if not os.path.exists(run_json(name))]
