@@ -68,7 +68,9 @@ class Settings(Strict):
     # training
     epochs: int = Field(12, ge=1, description="passes over the training images")
     batch_size: int = Field(64, ge=2, description="images per step")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="type of products in training (autocast)")
+    precision: Literal["float32", "bfloat16", "auto"] = Field(
+        "float32", description="type of products in training (autocast); auto: the faster one where the grid is planned"
+    )
     channels_last: bool = Field(True, description="memory layout of images and convolutions: products run faster in it")
     compile: bool = Field(False, description="train through torch.compile")
     # probes
@@ -82,6 +84,8 @@ class Settings(Strict):
 
 class RunConfig(Settings):
     """One training run, whole: equal configs on one machine give equal bits. The defaults are a small digits run."""
+
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="type of products in training (autocast)")
 
     @model_validator(mode="after")
     def _fits(self) -> "RunConfig":

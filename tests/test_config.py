@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import rankcollapse
-from rankcollapse import datasets, files, grid
+from rankcollapse import cpu, datasets, files, grid
 from rankcollapse.config import InputError, RunConfig, Settings, checked, read, run_config
 
 ROOT = Path(__file__).parent.parent
@@ -330,6 +330,50 @@ def test_planning_does_not_change_the_config():
     assert config == a_grid()
 
 
+@pytest.mark.parametrize(
+    ("device", "gpus", "multiplies", "precisions"),
+    [("cpu", ["0"], True, ("float32", "bfloat16")), ("cpu", ["0"], False, ("float32", "float32")),
+     ("auto", [], True, ("float32", "bfloat16")), ("auto", [], False, ("float32", "float32")),
+     ("auto", ["0"], False, ("float32", "bfloat16")), ("cuda", [], False, ("float32", "bfloat16"))],
+)  # fmt: skip
+def test_precision_auto_is_settled_by_the_device_when_the_grid_is_planned(
+    monkeypatch, device, gpus, multiplies, precisions
+):
+    monkeypatch.setattr(grid.gpus, "visible", lambda: gpus)
+    monkeypatch.setattr(grid.cpu, "multiplies_bfloat16", lambda: multiplies)
+
+    def planned(precision, dataset):
+        study = {**a_grid()["studies"][1], "datasets": [dataset], "run": {"precision": precision}}
+        (run,) = runs(a_grid(seeds=[0], device=device, studies=[study]))
+        return run
+
+    for dataset, expected in zip(("digits", "cifar10"), precisions, strict=True):
+        assert planned("auto", dataset).config.precision == expected
+        # as if it had been written so
+        assert planned("auto", dataset).identity == planned(expected, dataset).identity
+
+
+def test_a_run_by_itself_must_name_its_precision(one_sentence):
+    with pytest.raises(InputError) as error:
+        run_config({"precision": "auto"})
+    one_sentence(str(error.value), "precision", "'float32' or 'bfloat16'")
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "multiplies"),
+    [("model name\t: A B\nflags\t\t: fpu avx2 avx512f avx512_bf16\n", "A B, AVX512-bf16", True),
+     ("model name\t: A B\nflags\t\t: avx512_bf16 amx_bf16 amx_tile\n", "A B, AMX", True),
+     ("model name\t: A B\nflags\t\t: avx2 avx512f\n", "A B, AVX512", False),
+     ("model name\t: A B\nflags\t\t: avx2\n", "A B, AVX2", False),
+     ("model name\t: A B\nflags\t\t: sse\n", "A B", False),
+     ("processor\t: 0\nFeatures\t: fp asimd bf16\n", "CPU, bf16", True), ("", "CPU", False)],
+)  # fmt: skip
+def test_the_processor_is_told_by_make_and_instructions(monkeypatch, text, label, multiplies):
+    monkeypatch.setattr(cpu, "_cpuinfo", lambda: text)
+    assert cpu.label() == label
+    assert cpu.multiplies_bfloat16() is multiplies
+
+
 def test_estimated_seconds_are_training_and_a_fifth_and_the_start():
     run = runs(a_grid())[-1]
     assert run.seconds("cpu") == pytest.approx(8 + 1.2 * 4 * 1237 / 100)
@@ -512,7 +556,7 @@ def copied(tmp_path):
 
 TRAINING = {"data", "datasets", "feedback", "models", "optim", "probes", "rules", "spectra", "training"}
 OTHER = {
-    "__init__", "__main__", "bench", "check", "config", "errors", "files", "folder", "gpus", "grid", "job", "lock",
+    "__init__", "__main__", "check", "config", "cpu", "errors", "files", "folder", "gpus", "grid", "job", "lock",
     "progress", "ranks", "saves", "seals",
 }  # fmt: skip
 

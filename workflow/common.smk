@@ -19,7 +19,7 @@ from snakemake.settings.types import DeploymentMethod
 
 sys.path.insert(0, workflow.basedir)
 
-from rankcollapse import datasets, files, gpus, grid
+from rankcollapse import cpu, datasets, files, gpus, grid
 from rankcollapse.errors import InputError
 
 # For a report Snakemake (9.27) asks for the sizes of all inputs and takes none: a screenful of complaints.
@@ -183,6 +183,8 @@ def start_lines():
     yield f"rankcollapse, preset {GRID.preset}: {GRID.title}"
     tuning = f", rates from {GRID.tuned}," if GRID.tuned else f" and {len(CANDIDATES)} for tuning" if CANDIDATES else ""
     yield f"  {len(RUNS)} training runs{tuning} on {where}: about {time} in all, {disk:.1f} GB of disk below {RESULTS}"
+    precisions = sorted({run.config.precision for run in both})
+    yield f"  Products in {' and '.join(precisions)}" + ("." if ON_GPU else f", on {cpu.label()}.")
     if DEVICE == "cuda" and not GPUS:
         yield (
             "  No GPU here, and this grid is made for GPUs: on CPU cores take --configfile presets/quick.yaml (real "
