@@ -62,10 +62,10 @@ format: setup
 	$(BIN)/snakefmt Snakefile workflow
 
 bench: setup build/biotorch ## what FA, Muon, probes and a job's start cost, beside the alternatives: CPU, minutes
-	BIOTORCH=build/biotorch $(BIN)/python -m rankcollapse bench --device cpu
+	BIOTORCH=build/biotorch $(BIN)/python tests/bench.py
 
 bench-gpu: setup build/biotorch ## the same on a GPU; an error where there is none
-	BIOTORCH=build/biotorch $(BIN)/python -m rankcollapse bench --device cuda
+	BIOTORCH=build/biotorch $(BIN)/python tests/bench.py --device cuda
 
 # Another implementation of FA, to compare with: beside our environment, never in it. Without it its row is left out.
 build/biotorch: | setup

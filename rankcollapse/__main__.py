@@ -1,4 +1,4 @@
-"""The command line: `python -m rankcollapse train | data | bench | schema`, see --help."""
+"""The command line: `python -m rankcollapse train | data | schema`, see --help."""
 
 import argparse
 import contextlib
@@ -57,12 +57,6 @@ def _data(args: argparse.Namespace) -> None:
     print(folder, file=sys.stderr)
 
 
-def _bench(args: argparse.Namespace) -> None:
-    from rankcollapse.bench import bench
-
-    bench(args.out, args.device, args.rounds, args.threads, args.only)
-
-
 def _schema(args: argparse.Namespace) -> None:
     if not args.check:
         files.write_text(args.path, grid.schema())
@@ -98,13 +92,6 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--out", default="data/ready", metavar="DIR", help="folder to write to (default data/ready)")
     data.add_argument("--no-download", dest="download", action="store_false", help="stop where the files are missing")
 
-    bench = commands.add_parser("bench", help="what FA, Muon, probes and a job's start cost, beside the alternatives")
-    bench.add_argument("--out", type=Path, default="results/benchmarks", metavar="DIR", help="(results/benchmarks)")
-    bench.add_argument("--rounds", type=int, default=9, help="interleaved timings of each pair (default 9)")
-    bench.add_argument("--only", default="", metavar="REGEX", help="sections of bench.py to run")
-    bench.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where (default auto)")
-    bench.add_argument("--threads", type=_positive, default=1, help="CPU threads (default 1)")
-
     schema = commands.add_parser("schema", help="write config.schema.json, by which editors check and complete configs")
     schema.add_argument("path", metavar="PATH", type=Path, nargs="?", default=Path("config.schema.json"))
     schema.add_argument("--check", action="store_true", help="exit 2 if it is not up to date")
@@ -114,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
-        {"train": _train, "data": _data, "bench": _bench, "schema": _schema}[args.command](args)
+        {"train": _train, "data": _data, "schema": _schema}[args.command](args)
     except InputError as error:
         print(f"rankcollapse: {error}", file=sys.stderr)
         return 2

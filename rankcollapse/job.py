@@ -60,7 +60,7 @@ def _train(config, out, data_dir, device, about, name, save_minutes, check, sign
     kept = saves.Saves(out, grid.identity(config), check)
     state = State(config, data.load(config, converted, where), kept.gradients)
     kept.restore(state, _tell)
-    _reset_peak_memory(where)
+    reset_peak_memory(where)
 
     def report(step: int, note: str) -> None:
         if signals.stop or signals.save or kept.age() > 60 * save_minutes:
@@ -84,7 +84,7 @@ def _train(config, out, data_dir, device, about, name, save_minutes, check, sign
     if not config.tuning:
         scores["test_loss"], scores["test_accuracy"] = evaluate(state.model, state.data, state.data.test, config)
     result = {"identity": grid.identity(config), "outcome": outcome, "epochs": len(state.epochs)}
-    result |= scores | _cost(state, kept, _peak_memory_mb(where)) | _place(where)
+    result |= scores | _cost(state, kept, peak_memory_mb(where)) | _place(where)
     _write(out, config, state, {**about, **result})
     return seals.read(out / folder.RESULT)
 
@@ -157,7 +157,7 @@ def _tell(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _reset_peak_memory(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """From here on the peak is that of training, not of what was loaded and converted before."""
     if device.type == "cuda":
         return torch.cuda.reset_peak_memory_stats(device)
@@ -165,7 +165,7 @@ def _reset_peak_memory(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def _peak_memory_mb(device: torch.device) -> int:
+def peak_memory_mb(device: torch.device) -> int:
     """Peak of the process since the reset, or of torch's memory on a GPU, MB."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20)

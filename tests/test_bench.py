@@ -2,13 +2,11 @@
 
 import tempfile
 
+import bench
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-
-from rankcollapse import bench
-from rankcollapse.__main__ import main
 
 CPU = torch.device("cpu")
 SMALL = {"dataset": "digits", "validation_images": 50, "lr": 0.01, "rule": "fa"}
@@ -20,61 +18,83 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "RESNET", {**SMALL, "architecture": "cnn4", "normalization": "batch"})
     monkeypatch.setattr(bench, "CNN", {**SMALL, "architecture": "cnn4", "width": 4})
     monkeypatch.setattr(bench, "MLP", {**SMALL, "architecture": "mlp", "width": 8, "depth": 2, "channels_last": False})
+    monkeypatch.setattr(bench, "PROBED", {"train_images": 640, "epochs": 1})
+    monkeypatch.setattr(bench, "precision", lambda device, dataset: "float32")  # digits allow no other
     monkeypatch.setattr(bench, "SECONDS", 0.002)
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
 
 
-def go(tmp_path, *arguments):
-    return main(["bench", "--out", str(tmp_path / "out"), "--device", "cpu", *arguments])
-
-
-def table(tmp_path):
+def go(tmp_path, only):
+    bench.main(["--out", str(tmp_path / "out"), "--rounds", "2", "--only", only])
     (path,) = (tmp_path / "out").glob("*/bench.csv")
+    assert path.with_name("bench.svg").read_text(encoding="utf-8").rstrip().endswith("</svg>")
     return pd.read_csv(path)
 
 
-@pytest.mark.parametrize(("only", "rows"), [("newton", 2), ("^muon", 1), ("start", 1)])
+@pytest.mark.parametrize(
+    ("only", "rows"), [("machine", 3), ("newton", 2), ("^muon", 1), ("probes", 1), ("start", 2), ("biotorch|quick", 3)]
+)
 def test_a_section_is_shown_and_written_and_leaves_nothing(capsys, tmp_path, only, rows):
-    assert go(tmp_path, "--rounds", "2", "--only", only) == 0
-    found, lines = table(tmp_path), capsys.readouterr().out.splitlines()
-    assert len(found) == rows == len(lines) - 1
-    assert found["device"].iloc[0] in lines[0]
-    for row, line in zip(found.itertuples(), lines[1:], strict=True):
-        assert row.what in line
-        assert row.low <= row.measured <= row.high
-        assert row.measured > 0
-        assert row.rounds == 2
-        assert line.endswith(row.verdict)
+    found, out = go(tmp_path, only), capsys.readouterr().out
+    assert len(found) == rows
+    assert found["device"].iloc[0] in out.splitlines()[0]
+    for row in found.fillna({"verdict": "", "bound": ""}).itertuples():
+        assert row.what in out
+        assert row.verdict in out
+        assert row.bound in out
+        if row.verdict == "not measured":
+            assert np.isnan(row.measured)
+        else:
+            assert 0 < row.low <= row.measured <= row.high
+            assert row.n == 2
     assert list((tmp_path / "tmp").glob("rankcollapse*")) == []
+
+
+def test_what_cannot_be_measured_here_is_told_as_that_and_what_is_compiled_is_not_counted(tmp_path):
+    found = go(tmp_path, "throughput")
+    assert set(found["verdict"]) == {"not measured"}
+    assert found["bound"].str.contains("make bench-gpu").all()
+    work = lambda: torch.zeros(100, 100) @ torch.zeros(100, 100)  # noqa: E731
+    assert bench.products(work, 0.001) == ", 0.002 GFLOP at 2 GFLOP/s"
+    work.compiled = True
+    assert bench.products(work, 0.001) == ""
+
+
+def test_a_part_of_the_benchmark_leaves_the_table_of_the_whole_as_it_is(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    bench.main(["--rounds", "2", "--only", "throughput"])
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_ratio_is_of_the_first_by_the_second_and_its_noise_is_that_of_the_second(monkeypatch):
     clock = iter(np.cumsum(np.ones(100)))
     monkeypatch.setattr(bench, "now", lambda device: next(clock))
     calls = []
-    row = bench.ratio("x", "≤ 1.5", lambda: calls.append("a"), lambda: calls.append("b"), CPU, 6)
-    assert (row.measured, row.low, row.high, row.noise, row.rounds) == (1, 1, 1, 0, 6)
-    assert calls.count("b") == 2 * (calls.count("a") - 1), "the first is timed once more, to see how long a turn is"
+    seconds = bench.turns([lambda: calls.append("a"), lambda: calls.append("b")], CPU, 6)
+    assert seconds.shape == (6, 2)
+    assert calls.count("b") == calls.count("a") - 1, "the first is timed once more, to see how long a turn is"
+    row = bench.ratio("x", "≤ 1.5", lambda: None, lambda: None, CPU, 6)
+    assert (row.measured, row.low, row.high, row.noise, row.n) == (1, 1, 1, 0, 6)
 
 
 @pytest.mark.parametrize(
     ("target", "measured", "noise", "verdict"),
     [("≤ 1.02", 1.02, 0, "met"), ("≤ 1.02", 1.04, 0, "NOT MET"), ("≤ 1.02", 1.04, 0.03, "within noise"),
-     ("≥ 2", 1.9, 0, "NOT MET"), ("≥ 2", 1.875, 0.125, "within noise"), ("≥ 2", 2, 0, "met"), ("", 7, 0, "")],
+     ("≥ 2", 1.9, 0, "NOT MET"), ("≥ 2", 1.875, 0.125, "within noise"), ("≥ 2", 2, 0, "met"), ("", 7, 0, ""),
+     ("≤ 1", float("nan"), 0, "not measured")],
 )  # fmt: skip
 def test_a_miss_within_the_noise_is_no_success(target, measured, noise, verdict):
     assert bench.Row("x", "ratio", target, measured, measured, measured, noise, 9).verdict == verdict
 
 
-def test_bench_refuses_what_it_cannot_time(capsys, tmp_path, one_sentence):
-    assert go(tmp_path, "--rounds", "1") == 2
-    one_sentence(capsys.readouterr().err.strip(), "--rounds is 1", "2 or more")
-    assert go(tmp_path, "--only", "nonsense") == 2
-    one_sentence(capsys.readouterr().err.strip(), "--only is 'nonsense'", "newton_schulz")
-
-
-def test_the_processor_is_told_by_make_and_instructions():
-    make, _, instructions = bench.processor().rpartition(", ")
-    assert make
-    assert instructions in ("AMX", "AVX512-bf16", "AVX512", "AVX2", "no AVX2")
+def test_bench_refuses_what_it_cannot_time(capsys):
+    for arguments, words in (
+        (["--rounds", "1"], ("--rounds is 1", "2 or more")),
+        (["--only", "nonsense"], ("'nonsense'", "newton_schulz")),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            bench.main(arguments)
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert all(word in said for word in words)

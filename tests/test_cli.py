@@ -241,7 +241,7 @@ def test_schema_writes_the_schema_and_checks_that_it_is_up_to_date(tmp_path, cap
 
 def test_help_names_the_commands_and_their_options(capsys):
     for arguments, words in (
-        (["--help"], ["train", "data", "bench", "schema"]),
+        (["--help"], ["train", "data", "schema"]),
         (["train", "--help"], ["CONFIG", "--run NAME", "--identity", "--out DIR", "--data-dir DIR", "--gpu-slots"]),
     ):
         with pytest.raises(SystemExit) as caught:

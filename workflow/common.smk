@@ -110,6 +110,7 @@ LOOKS = {
     "arms": {name: arm.model_dump(exclude={"run"}) for name, arm in GRID.arms.items()},
     "studies": {study.name: study.title or study.name for study in GRID.studies},
 }
+BENCHMARKS = sorted(str(path) for path in Path("results/benchmarks").glob("*/bench.csv"))
 # What paper and pages call things. Sorted: the same names in another order make nothing anew.
 NAMES = json.dumps(
     {
@@ -120,6 +121,7 @@ NAMES = json.dumps(
         "titles": TITLES,
         "labels": {name: arm.label for name, arm in GRID.arms.items()},
         "studies": LOOKS["studies"],
+        "benchmarks": BENCHMARKS,
         "datasets": {name: record.label for name, record in datasets.SETS.items()},
     },
     sort_keys=True,

@@ -105,6 +105,7 @@ rule paper:
         TUNED,
         expand(f"{FIGURES}/{{figure}}.{{kind}}", figure=TITLES, kind=["svg", "txt"]),
         multiext("paper/", "paper.typ", "references.bib"),
+        BENCHMARKS,
         "workflow/scripts/paper.py",
     output:
         report(

@@ -1,0 +1,509 @@
+"""What feedback alignment, Muon, the probes and a job's start cost, beside what a user would pick instead.
+
+    python tests/bench.py [--device cuda] [--only REGEX]
+
+Each ratio is of two arms that take turns in one process, so that a machine whose speed drifts slows both. The second
+comes once more as a third: its ratio to itself is the noise. On a CPU its own time counts. Random images stand in for
+data, so nothing is downloaded. Writes results/benchmarks/DEVICE/bench.csv and a figure of it.
+"""
+
+import argparse
+import csv
+import io
+import json
+import math
+import multiprocessing
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass, fields
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from rankcollapse import cpu, data, datasets, files, models, optim
+from rankcollapse.config import RunConfig
+from rankcollapse.grid import precision
+from rankcollapse.job import device_label, peak_memory_mb, reset_peak_memory
+from rankcollapse.training import State, autocast, deterministic, fit, make_model, pick_device
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = 0.3  # of one turn, about
+UNPROBED = {"gradient_every": 0, "signals_every": 0}
+CIFAR = {"dataset": "cifar10", "validation_images": 1000, "lr": 0.01, "rule": "fa"}
+RESNET = {**CIFAR, "architecture": "resnet18", "normalization": "batch"}
+CNN = {**CIFAR, "architecture": "cnn4", "width": 32}
+MLP = {**CIFAR, "architecture": "mlp", "width": 256, "depth": 3, "channels_last": False}
+PROBED = {"train_images": 10_000, "epochs": 6}  # of the row on probes: an epoch as in `quick`
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    what: str
+    unit: str  # of the figures
+    target: str  # as in "≤ 1.02"; empty for what is only told
+    measured: float  # the median; NaN if it cannot be measured here
+    low: float  # quartiles
+    high: float
+    noise: float  # of a ratio: how far the quartiles of an arm's ratio to itself are from 1
+    n: int
+    bound: str = ""  # what bounds it, as far as that was measured too
+
+    @property
+    def verdict(self) -> str:
+        """Whether the target is met; a miss that is no larger than the noise is called that, and no success."""
+        if not self.target:
+            return ""
+        if math.isnan(self.measured):
+            return "not measured"
+        sign, bound = self.target.split()
+        beyond = self.measured - float(bound) if sign == "≤" else float(bound) - self.measured
+        return "met" if beyond <= 0 else "within noise" if beyond <= self.noise else "NOT MET"
+
+    def __str__(self) -> str:
+        figures = f"{self.measured:8.4g} {f'({self.low:.4g} to {self.high:.4g})':20s} noise {self.noise:.3f}"
+        said = f"{self.what:76s} {self.unit:8s} {self.target:8s} {figures}  {self.verdict}"
+        return said + (f"\n    {self.bound}" if self.bound else "")
+
+
+def row(what: str, unit: str, target: str, values: list[float] | np.ndarray, bound: str = "", noise: float = 0) -> Row:
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return Row(what, unit, target, middle, low, high, noise, len(values), bound)
+
+
+def not_measured(what: str, unit: str, target: str, why: str) -> Row:
+    return Row(what, unit, target, *4 * (math.nan,), 0, why)
+
+
+# ---- timing ----
+
+
+def now(device: torch.device) -> float:
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def turns(works: list[Work], device: torch.device, rounds: int) -> np.ndarray:
+    """Seconds of each, [rounds, works], in an order that turns. What is short is repeated within a turn."""
+    for work in works:
+        work()  # to warm up
+    start = now(device)
+    works[0]()
+    times = max(1, round(SECONDS / max(now(device) - start, 1e-6)))
+    seconds = np.empty((rounds, len(works)))
+    for i in range(rounds):
+        for which in np.roll(np.arange(len(works)), i):
+            start = now(device)
+            for _ in range(times):
+                works[which]()
+            seconds[i, which] = (now(device) - start) / times
+    return seconds
+
+
+def ratio(what: str, target: str, over: Work, under: Work, device: torch.device, rounds: int, note: str = "") -> Row:
+    """How many times as long the first takes as the second; beside it, what both compute, and how fast."""
+    seconds = turns([over, under, under], device, rounds)
+    noise = np.abs(np.percentile(seconds[:, 2] / seconds[:, 1], [25, 75]) - 1).max()
+    sides = [
+        f"{1e3 * s:.3g} ms{products(work, s)}" for work, s in zip((over, under), np.median(seconds, 0), strict=False)
+    ]
+    bound = " against ".join(sides) + (f"; {note}" if note else "")
+    return row(what, "ratio", target, seconds[:, 0] / seconds[:, 1], bound, noise)
+
+
+def products(work: Work, seconds: float) -> str:
+    """The operations of its products and convolutions, and their rate; nothing of what is compiled."""
+    if getattr(work, "compiled", False):
+        return ""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    operations = counter.get_total_flops() / 1e9
+    return f", {operations:.3g} GFLOP at {operations / seconds:.0f} GFLOP/s"
+
+
+# ---- what is timed ----
+
+
+def state(config: RunConfig, device: torch.device) -> State:
+    """A run before its first step, on random images."""
+    g, record = data.generator(0, "bench"), datasets.SETS[config.dataset]
+    channels, height, width = record.shape
+
+    def split(n: int) -> data.Split:
+        images = torch.randint(0, 256, (n, height, width, channels), dtype=torch.uint8, generator=g)
+        return data.Split(images, torch.randint(0, record.classes, (n,), generator=g)).to(device)
+
+    splits = split(datasets.training_images(config)), split(config.validation_images), split(100)
+    made = data.Data(*splits, *data.scale(config.dataset, device), config.channels_last)
+    handle, path = tempfile.mkstemp(prefix="rankcollapse-bench-")
+    os.close(handle)
+    begun = State(config, made, Path(path))
+    if not config.gradient_every:
+        Path(path).unlink()  # else it is read at the end
+    return begun
+
+
+def steps(config: RunConfig, device: torch.device) -> Work:
+    """A call that takes a training step, probes off."""
+    running = state(config.model_copy(update={"epochs": 10_000, "train_images": 1024, **UNPROBED}), device)
+    batches = list(islice(running.batches(), 4))
+    for batch in batches:
+        running.take_step(*batch)
+
+    def step() -> None:
+        running.take_step(*batches[0])
+
+    step.compiled = config.compile
+    return step
+
+
+def passes(net: nn.Module, config: RunConfig, device: torch.device) -> Work:
+    """A call that sends a batch through a network, and its errors back."""
+    running = state(config.model_copy(update={"train_images": config.batch_size, **UNPROBED}), device)
+    ((images, labels),) = running.batches()
+
+    def both() -> None:
+        net.zero_grad()
+        with autocast(config, device):
+            logits = net(images)
+        F.cross_entropy(logits.float(), labels).backward()
+
+    return both
+
+
+def peak(config: RunConfig, device: torch.device, threads: int) -> int:
+    """Peak memory of a few steps, MB, of a process of its own."""
+    torch.set_num_threads(threads)
+    with deterministic():
+        step = steps(config, device)
+        reset_peak_memory(device)
+        for _ in range(3):
+            step()
+    return peak_memory_mb(device)
+
+
+# ---- what is compared: each yields its rows ----
+
+
+def machine(device: torch.device, rounds: int) -> Iterator[Row]:
+    """How fast this one multiplies, and copies: what bounds the others."""
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(1024, 1024, generator=data.generator(0, "bench")).to(device, dtype)
+        seconds = turns([lambda a=a: a @ a], device, rounds)
+        yield row(f"products of 1024 x 1024 matrices of {str(dtype)[6:]}", "GFLOP/s", "", 2 * 1.024**3 / seconds)
+    a = torch.zeros(2**26, dtype=torch.uint8, device=device)
+    b = torch.empty_like(a)
+    yield row("copying 64 MB", "GB/s", "", 2 * a.nbytes / 1e9 / turns([lambda: b.copy_(a)], device, rounds))
+
+
+def newton_schulz(device: torch.device, rounds: int) -> Iterator[Row]:
+    """Our Muon by torch's on the flattened matrices."""
+    for name, config in (("ResNet-18 of width 64", {**RESNET, "width": 64}), ("the MLP", MLP)):
+        net = models.build(RunConfig(**config), data.generator(0, "bench")).to(device)
+        weights = list(models.matrices(net).values())
+        flat = [nn.Parameter(w.detach().flatten(1).clone()) for w in weights]
+        for w, m in zip(weights, flat, strict=True):
+            m.grad = torch.randn(m.shape, generator=data.generator(0, "gradients")).to(device)
+            w.grad = m.grad.view_as(w).clone()
+        ours = optim.Muon(weights, 1e-6, 0.95, 0.0, 5, "original").step
+        theirs = torch.optim.Muon(flat, lr=1e-6, weight_decay=0.0).step
+        yield ratio(f"Muon's step on the matrices of {name}: ours / torch's", "≤ 0.6", ours, theirs, device, rounds)
+
+
+def muon(device: torch.device, rounds: int) -> Iterator[Row]:
+    config = RunConfig(**MLP, precision="bfloat16")
+    arms = (steps(config.model_copy(update={"optimizer": name}), device) for name in ("muon", "sgd"))
+    yield ratio("step of the MLP: Muon / SGD", "≤ 3.5", *arms, device, rounds)
+
+
+def formats(device: torch.device, rounds: int) -> Iterator[Row]:
+    """What `precision: auto` picks here, by the other; and channels_last."""
+    both = ["float32", "bfloat16"]
+    picked = precision(device.type, "cifar10")
+    other = both[both[0] == picked]
+    for name, config in (("the CNN", CNN), ("ResNet-18 of width 16", {**RESNET, "width": 16}), ("the MLP", MLP)):
+        arms = (steps(RunConfig(**config, precision=each), device) for each in (picked, other))
+        yield ratio(f"step of {name}: {picked}, which auto picks / {other}", "≤ 1.0", *arms, device, rounds)
+    last = RunConfig(**{**RESNET, "width": 16}, precision=picked)
+    arms = (steps(each, device) for each in (last, last.model_copy(update={"channels_last": False})))
+    yield ratio(f"step of ResNet-18 of width 16, {picked}: channels_last / not", "≤ 1.0", *arms, device, rounds)
+
+
+def probes(device: torch.device, rounds: int) -> Iterator[Row]:
+    """By the clock of a run, which counts rows and updates among the probes, and what is left for the end."""
+    config = RunConfig(**CNN, precision=precision(device.type, "cifar10"), gradient_window=50, **PROBED)
+    shares, floors = [], []
+    for _ in range(min(rounds, 3)):
+        running = state(config, device)
+        fit(running)
+        running.probes.finish()
+        running.lap("probes")
+        running.probes.path.unlink()
+        shares.append(running.seconds["probes"] / running.seconds["train"])
+        start = time.perf_counter()
+        for _ in range(3 * (config.epochs + 1)):
+            running.probes._passes()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        floors.append((time.perf_counter() - start) / running.seconds["probes"])
+    bound = f"{100 * np.median(floors):.0f} % of it passes of 64 images in float32: by W, by B, and by an untrained B"
+    yield row("probes of the CNN, as often as in `quick` / training", "ratio", "≤ 0.05", shares, bound)
+
+
+def feedback_alignment(device: torch.device, rounds: int) -> Iterator[Row]:
+    """FA by BP: a narrow network, and the paper's."""
+    for width, batch in ((16, 64), (64, 32)):
+        for kind in ("float32", "bfloat16"):
+            for compiled in (False, True):
+                config = RunConfig(**RESNET, width=width, batch_size=batch, precision=kind, compile=compiled)
+                arms = (steps(config.model_copy(update={"rule": rule}), device) for rule in ("fa", "bp"))
+                what = f"step of ResNet-18 of width {width}, {kind}, {'compiled' if compiled else 'eager'}: FA / BP"
+                yield ratio(what, "≤ 1.02", *arms, device, rounds)
+
+
+def memory(device: torch.device, rounds: int) -> Iterator[Row]:
+    """What FA needs beyond BP: B, and B as bfloat16."""
+    config = RunConfig(**RESNET, width=64, batch_size=32, precision="bfloat16")
+    expected = 6 * sum(w.numel() for w in models.matrices(models.skeleton(config)).values()) / 2**20
+    context, over, peaks = multiprocessing.get_context("spawn"), [], {}
+    for _ in range(min(rounds, 3)):
+        for rule in ("fa", "bp"):
+            with context.Pool(1) as pool:
+                arguments = config.model_copy(update={"rule": rule}), device, torch.get_num_threads()
+                peaks[rule] = pool.apply(peak, arguments)
+        over.append((peaks["fa"] - peaks["bp"]) / expected)
+    bound = f"{peaks['fa']} MB against {peaks['bp']}, of which B and its cast {expected:.0f}"
+    yield row("peak memory of FA above BP, ResNet-18 of width 64 / B and its cast", "ratio", "≤ 1.05", over, bound)
+
+
+def throughput(device: torch.device, rounds: int) -> Iterator[Row]:
+    """The paper's network on a GPU."""
+    what = "ResNet-18 of width 64, compiled, bfloat16, batches of 512"
+    if device.type == "cpu":
+        yield not_measured(f"{what}: FA", "images/s", "≥ 45000", "for a GPU: make bench-gpu")
+        yield not_measured(f"{what}: FA / BP", "ratio", "≤ 1.05", "for a GPU: make bench-gpu")
+        return
+    config = RunConfig(**RESNET, width=64, batch_size=512, precision="bfloat16", compile=True)
+    arms = [steps(config.model_copy(update={"rule": rule}), device) for rule in ("fa", "bp")]
+    yield row(f"{what}: FA", "images/s", "≥ 45000", 512 / turns(arms, device, rounds)[:, 0])
+    yield ratio(f"{what}: FA / BP", "≤ 1.05", *arms, device, rounds)
+
+
+def biotorch(device: torch.device, rounds: int) -> Iterator[Row]:
+    """BioTorch's layers by ours in one network, if the folder that BIOTORCH names has the package."""
+    what = "forward and backward of the CNN, float32: BioTorch's FA / ours"
+    if not Path(os.environ.get("BIOTORCH", "absent")).exists():
+        yield not_measured(what, "ratio", "≥ 1.05", "BioTorch 0.0.16 could not be installed")
+        return
+    sys.path.append(os.environ["BIOTORCH"])
+    from biotorch.layers import fa  # no dependency of ours
+
+    config = RunConfig(**CNN, precision="float32")
+    theirs = make_model(config.model_copy(update={"rule": "bp"}), device)
+    for name, layer in [*theirs.named_modules()]:
+        if isinstance(layer, nn.Conv2d):
+            made = fa.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding)
+        elif isinstance(layer, nn.Linear):
+            made = fa.Linear(layer.in_features, layer.out_features)
+        else:
+            continue
+        theirs.set_submodule(name, made.to(device, memory_format=torch.channels_last))
+    ours = make_model(config, device)
+    said = []
+    for who, net in (("BioTorch's", theirs), ("ours", ours)):
+        try:
+            passes(net, config.model_copy(update={"precision": "bfloat16"}), device)()
+            said.append(f"{who} runs")
+        except RuntimeError as error:
+            said.append(f"{who} fails ({str(error).splitlines()[0]})")
+    arms = (passes(net, config, device) for net in (theirs, ours))
+    yield ratio(what, "≥ 1.05", *arms, device, rounds, f"under autocast to bfloat16 {' and '.join(said)}")
+
+
+IMPORTS = """
+import time
+begin = time.perf_counter()
+import torch
+middle = time.perf_counter()
+import torch._dynamo
+print(middle - begin, time.perf_counter() - middle)
+"""
+
+
+def start(device: torch.device, rounds: int) -> Iterator[Row]:
+    """A job of one step, from its command to its end: as the workflow's, and by hand."""
+    config = RunConfig(train_images=64, batch_size=64, epochs=1, validation_images=10, lr=0.01, **UNPROBED)
+    with tempfile.TemporaryDirectory(prefix="rankcollapse-bench-") as folder, socket.socket(socket.AF_UNIX) as listener:
+        Path(folder, "config.json").write_text(config.model_dump_json(), encoding="utf-8")
+        path, warm = f"{folder}/socket", str(ROOT / "workflow/warm.py")
+        listener.bind(path)
+        listener.listen()
+        server = [sys.executable, warm, "--serve", str(listener.fileno())]
+        serving = subprocess.Popen(server, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL)
+        train = ["-m", "rankcollapse", "train", f"{folder}/config.json", "--data-dir", folder, "--device", device.type]
+        try:
+            for what, command in {
+                "a job of one step, forked as the workflow's are, from its command to its end": ["-S", warm, path],
+                "the same as a process of its own": [],
+            }.items():
+                seconds = []
+                for i in range(rounds + 1):
+                    out, begin = f"{folder}/{len(command)}-{i}", time.perf_counter()
+                    whole = [sys.executable, *command, *train, "--out", out]
+                    subprocess.run(whole, check=True, capture_output=True, cwd=ROOT)
+                    seconds.append(time.perf_counter() - begin)
+                parts = map(float, subprocess.check_output([sys.executable, "-c", IMPORTS], text=True).split())
+                bound = (
+                    ""
+                    if command
+                    else "of which import torch {:.3} s and torch._dynamo, which its optimisers load, {:.3} s"
+                )
+                yield row(what, "s", "≤ 2.5", seconds[1:], bound.format(*parts))  # the first converts the digits
+        finally:
+            serving.kill()  # it leaves SIGTERM to its forks
+            serving.wait()
+
+
+def occupied(preset: Path) -> tuple[float, float, float, int]:
+    """Of the runs and candidates of a folder: their seconds in all, when the first began and the last ended, and n."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in preset.glob("**/run.json")]
+    ends = [datetime.fromisoformat(result[key]).timestamp() for result in found for key in ("started", "finished")]
+    return sum(result["seconds"] for result in found), min(ends), max(ends), len(found)
+
+
+def demo(device: torch.device, rounds: int) -> Iterator[Row]:
+    """How much of the processors' time `make demo` trains: once, in a copy of the project."""
+    with tempfile.TemporaryDirectory(prefix="rankcollapse-bench-") as folder:
+        for part in ("rankcollapse", "workflow", "envs", "profiles", "presets", "Snakefile", "config.yaml"):
+            Path(folder, part).symlink_to(ROOT / part)
+        shutil.copytree(ROOT / "paper", f"{folder}/paper", ignore=shutil.ignore_patterns("*.pdf"))
+        command = [sys.executable, "-m", "snakemake", "--cores", "all", "--configfile", "presets/demo.yaml"]
+        begin = time.time()
+        subprocess.run(command, check=True, capture_output=True, cwd=folder, env={**os.environ, "PYTHONPATH": folder})
+        wall = time.time() - begin
+        seconds, first, last, runs = occupied(Path(folder, "results/demo"))
+    cores, told = (
+        os.cpu_count(),
+        f"{runs} runs; {first - begin:.0f} s before the first, {begin + wall - last:.0f} s after the last",
+    )
+    told += f", and {100 * seconds / cores / (last - first):.0f} % between"
+    yield row("`make demo`, without its report", "s", "", [wall])
+    yield row("the same: seconds of training jobs / (wall x cores)", "ratio", "≥ 0.7", [seconds / cores / wall], told)
+
+
+def quick(device: torch.device, rounds: int) -> Iterator[Row]:
+    """The same of `make quick`, if its runs are there."""
+    folder, rows = ROOT / "results/quick", [("with the rates given: its runs, first to last", "min", "≤ 25")]
+    rows.append(("seconds of training jobs / (wall x cores), from the first to the last", "ratio", "≥ 0.85"))
+    if not (folder / "runs").exists():
+        for what, unit, target in rows:
+            yield not_measured(f"`make quick`, {what}", unit, target, "no run of it is here: make quick")
+        return
+    seconds, first, last, n = occupied(folder / "runs")
+    all_seconds, all_first, all_last, total = occupied(folder)
+    cores = os.cpu_count()
+    values = [(last - first) / 60, all_seconds / cores / (all_last - all_first)]
+    told = [
+        f"{n} runs, {seconds / 60:.0f} minutes on one core",
+        f"{total} runs and candidates, {all_seconds / 60:.0f} minutes on one core",
+    ]
+    for (what, unit, target), value, bound in zip(rows, values, told, strict=True):
+        yield row(f"`make quick`, {what}", unit, target, [value], bound)
+
+
+SECTIONS = [
+    machine, newton_schulz, muon, formats, probes, feedback_alignment, memory, biotorch, start, demo, quick, throughput,
+]  # fmt: skip
+
+
+# ---- the table and the figure ----
+
+
+def write(device: str, rows: list[Row], out: Path) -> None:
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["device", *(field.name for field in fields(Row)), "verdict"])
+    writer.writerows(
+        [device, *(f"{value:.5g}" if isinstance(value, float) else value for value in astuple(one)), one.verdict]
+        for one in rows
+    )
+    files.write_text(out / "bench.csv", table.getvalue())
+    files.write(out / "bench.svg", lambda path: draw(device, rows, path))
+
+
+LOOKS = {"met": ("o", "#0072b2"), "within noise": ("D", "#8c6d31"), "NOT MET": ("X", "#d55e00")}
+
+
+def draw(device: str, rows: list[Row], path: Path) -> None:
+    """Each ratio with a target: measured, its quartiles, and the target as a bar."""
+    shown = [one for one in rows if one.unit == "ratio" and one.verdict in LOOKS][::-1]
+    with plt.rc_context({"svg.hashsalt": "rankcollapse", "font.size": 9}):
+        figure, axes = plt.subplots(figsize=(10, 1 + 0.25 * len(shown)), layout="constrained")
+        for y, one in enumerate(shown):
+            marker, colour = LOOKS[one.verdict]
+            axes.plot([one.low, one.high], [y, y], color=colour, linewidth=1.5)
+            axes.plot(one.measured, y, marker, color=colour, markersize=6, label=one.verdict)
+            sign, bound = one.target.split()
+            axes.plot(float(bound), y, "|", color="black", markersize=13, markeredgewidth=1.5, label="target")
+            axes.annotate(sign, (float(bound), y), (4 if sign == "≥" else -4, 0), textcoords="offset points",
+                          ha="left" if sign == "≥" else "right", va="center", fontsize=8)  # fmt: skip
+        axes.set(xscale="log", yticks=range(len(shown)), yticklabels=[one.what for one in shown], xlabel="ratio")
+        axes.set_title(f"{device}, torch {torch.__version__}: medians and quartiles", loc="left", fontsize=9)
+        axes.grid(axis="x", which="both", linewidth=0.3)
+        named = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+        axes.legend(
+            named.values(), named.keys(), loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=4, frameon=False
+        )
+        figure.savefig(path, format="svg", metadata={"Date": None})
+        plt.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, show, and write OUT/DEVICE."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="(results/benchmarks, but nowhere with --only)")
+    parser.add_argument("--rounds", type=int, default=7, help="timings of each pair, in turns (default 7)")
+    parser.add_argument(
+        "--only", default="", metavar="REGEX", help="sections to run: " + ", ".join(s.__name__ for s in SECTIONS)
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    args = parser.parse_args(arguments)
+    if args.rounds < 2:
+        parser.error(f"--rounds is {args.rounds}; it must be 2 or more, since a single timing has no spread")
+    chosen = [section for section in SECTIONS if re.search(args.only, section.__name__)]
+    if not chosen:
+        parser.error(f"--only is {args.only!r}, which fits none of {', '.join(s.__name__ for s in SECTIONS)}")
+    torch.set_num_threads(args.threads)
+    device = pick_device(args.device)
+    name = cpu.label() if device.type == "cpu" else device_label(device)
+    print(f"{name}, threads: {args.threads}, torch {torch.__version__}, {args.rounds} rounds")
+    rows = []
+    with deterministic():
+        for section in chosen:
+            for one in section(device, args.rounds):
+                print(one, flush=True)
+                rows.append(one)
+    if args.out or not args.only:
+        out = args.out or ROOT / "results/benchmarks"
+        write(name, rows, out / re.sub(r"\W+", "-", name.lower()))
+
+
+if __name__ == "__main__":
+    main()
