@@ -727,12 +727,24 @@ CHECKS = {
 }
 
 
+BENCHMARK = """device,what,unit,target,measured,low,high,noise,n,bound,verdict
+"A, B",products,GFLOP/s,,190.12,189,191,0,7,,
+"A, B",FA / BP,ratio,≤ 1.02,1.0112,1.001,1.021,0.0312,7,bound not shown,met
+"A, B",a start,s,≤ 2.5,4.8123,4.7,4.9,0,7,import torch 1.8 s,NOT MET
+"A, B",a minute,min,≤ 25,31.5,31.5,31.5,0,1,two cores,NOT MET
+"A, B",images,images/s,≥ 45000,nan,nan,nan,0,0,make bench-gpu,not measured
+"""
+
+
 def blocks(folder: Path) -> str:
-    """The generated blocks of a README, still empty; and the tables that the second is made from."""
+    """The generated blocks of a README, still empty; and the tables that the second and the third are made from."""
     (folder / "results" / "checks").mkdir(parents=True)
     for name, text in CHECKS.items():
         (folder / "results" / "checks" / f"{name}.csv").write_text(text, encoding="utf-8")
-    ends = [(readme.BEGIN.format(name), readme.END.format(name)) for name in ("claims", "checks")]
+    benchmark = folder / "results" / "benchmarks" / "a-b" / "bench.csv"
+    benchmark.parent.mkdir(parents=True)
+    benchmark.write_text(BENCHMARK, encoding="utf-8")
+    ends = [(readme.BEGIN.format(name), readme.END.format(name)) for name in ("claims", "checks", "speed")]
     return "".join(f"{begin}\nold\n{end}\n" for begin, end in ends)
 
 
@@ -846,8 +858,17 @@ def test_the_readme_block_follows_the_claims_and_check_notices_a_change(tmp_path
     run_script("readme", cwd=tmp_path)
     text = page.read_text(encoding="utf-8")
     assert text.startswith(f"before\n{readme.BEGIN.format('claims')}\nOne, ü. Two.\n")
-    assert text.endswith(f"{readme.END.format('checks')}\nafter\n")
+    assert text.endswith(f"{readme.END.format('speed')}\nafter\n")
     text, _, checks = text.partition(readme.BEGIN.format("checks"))
+    checks, _, speed = checks.partition(readme.BEGIN.format("speed"))
+    assert speed.startswith("\n**A, B**: products 190 GFLOP/s.\n\n![")
+    assert "](results/benchmarks/a-b/bench.svg)" in speed
+    assert [line for line in speed.splitlines() if line[:2] == "| "][1:] == [
+        "| FA / BP | ≤ 1.02 | 1.01 [1, 1.02] | 0.031 | 7 | ✓ |  |",
+        "| a start | ≤ 2.5 s | 4.81 [4.7, 4.9] s | – | 7 | ✗ **not met** | import torch 1.8 s |",
+        "| a minute | ≤ 25 min | 31.5 min | – | 1 | ✗ **not met** | two cores |",
+        "| images | ≥ 45000 images/s | – | – | – | not measured | make bench-gpu |",
+    ]
     assert (
         "5 faults on digits: 2 nothing was to be done; 3 named and made again by the same command; 0 by hand" in checks
     )
@@ -893,12 +914,21 @@ def test_a_figure_that_the_text_does_not_name_is_in_the_paper(committed, tmp_pat
         text.write_text(f"Caption of {figure}.", encoding="utf-8")
     inputs = {"preset": "quick", "tuned": "results/quick/tuned.csv", "figures": json.dumps(figures)}
     inputs |= dict.fromkeys(("labels", "studies", "datasets"), "{}")
+    benchmark = tmp_path / "results" / "benchmarks" / "a-b" / "bench.csv"
+    benchmark.parent.mkdir(parents=True)
+    benchmark.write_text(BENCHMARK, encoding="utf-8")
+    inputs["benchmarks"] = json.dumps(["results/benchmarks/a-b/bench.csv"])
     text = str(tmp_path / "paper" / "paper.typ")
     found = typst.query(
         text, "figure.where(kind: image)", root=str(tmp_path), sys_inputs=inputs, ignore_system_fonts=True
     )
     for figure in figures:
         assert found.count(f"Caption of {figure}.") == 1
+    tables = typst.query(
+        text, "figure.where(kind: table)", root=str(tmp_path), sys_inputs=inputs, ignore_system_fonts=True
+    )
+    assert "import torch 1.8 s" in tables
+    assert "bound not shown" not in tables
 
 
 # ---- the committed tables, against arithmetic done here ----
