@@ -61,14 +61,25 @@ def planned(folder: Path, configfile: str, *arguments: str) -> dict[str, list[st
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Path:
+def first_call(tmp_path_factory) -> tuple[Path, int]:
+    """The project of the next fixture, and the most threads that Snakemake had at once in the call that made it."""
+    folder, threads = copy_project(tmp_path_factory.mktemp("a project")), [0]
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "tests/tiny.yaml"]
+    with (folder.parent / "said").open("w") as said:
+        process = subprocess.Popen(command, cwd=folder, stdout=said, stderr=said, env={**os.environ, **LATIN})
+        while process.poll() is None:
+            threads.append(len([*Path(f"/proc/{process.pid}/task").glob("*")]))
+            time.sleep(0.1)
+    assert process.returncode == 0, (folder.parent / "said").read_text(encoding="utf-8", errors="replace")[-5000:]
+    return folder, max(threads)
+
+
+@pytest.fixture(scope="module")
+def project(first_call) -> Path:
     """A project whose tiny grid has been run from nothing, in a folder with a space in its name and in a locale that is
     not UTF-8, once for all tests; they leave it as it is.
     """
-    folder = copy_project(tmp_path_factory.mktemp("a project"))
-    result = snakemake(folder, "--cores", "2", "--configfile", "tests/tiny.yaml", env=LATIN)
-    assert result.returncode == 0, result.stderr[-5000:]
-    return folder
+    return first_call[0]
 
 
 @pytest.fixture
@@ -105,6 +116,11 @@ def test_every_planned_run_is_in_the_tables(project):
     ranks = pd.read_csv(project / "results/tiny/tables/ranks.csv.gz")
     whole = ranks[(ranks["quantity"] == "gradient_trajectory") & (ranks["layer"] == "all")]
     assert len(whole.groupby(["study", "arm", "seed"])) == len(runs)
+
+
+def test_snakemake_keeps_no_timer_for_each_job_that_has_ended(first_call):
+    """It did, by a limit on jobs per second that was never reached: hundreds of threads, and half a core for them."""
+    assert first_call[1] < 10
 
 
 # ---- tuning ----
