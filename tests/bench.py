@@ -131,10 +131,15 @@ def products(work: Work, seconds: float) -> str:
     """The operations of its products and convolutions, and their rate; nothing of what is compiled."""
     if getattr(work, "compiled", False):
         return ""
+    done = operations(work)
+    return f", {done:.3g} GFLOP at {done / seconds:.0f} GFLOP/s"
+
+
+def operations(work: Work) -> float:
+    """GFLOP of the products and convolutions of a call."""
     with FlopCounterMode(display=False) as counter:
         work()
-    operations = counter.get_total_flops() / 1e9
-    return f", {operations:.3g} GFLOP at {operations / seconds:.0f} GFLOP/s"
+    return counter.get_total_flops() / 1e9
 
 
 # ---- what is timed ----
@@ -201,12 +206,17 @@ def peak(config: RunConfig, device: torch.device, threads: int) -> int:
 # ---- what is compared: each yields its rows ----
 
 
+def product_rates(dtype: torch.dtype, device: torch.device, rounds: int) -> np.ndarray:
+    """GFLOP/s of large square products, [rounds, 1]."""
+    a = torch.randn(1024, 1024, generator=data.generator(0, "bench")).to(device, dtype)
+    return 2 * 1.024**3 / turns([lambda: a @ a], device, rounds)
+
+
 def machine(device: torch.device, rounds: int) -> Iterator[Row]:
     """How fast this one multiplies, and copies: what bounds the others."""
     for dtype in (torch.float32, torch.bfloat16):
-        a = torch.randn(1024, 1024, generator=data.generator(0, "bench")).to(device, dtype)
-        seconds = turns([lambda a=a: a @ a], device, rounds)
-        yield row(f"products of 1024 x 1024 matrices of {str(dtype)[6:]}", "GFLOP/s", "", 2 * 1.024**3 / seconds)
+        what = f"products of 1024 x 1024 matrices of {str(dtype)[6:]}"
+        yield row(what, "GFLOP/s", "", product_rates(dtype, device, rounds))
     a = torch.zeros(2**26, dtype=torch.uint8, device=device)
     b = torch.empty_like(a)
     yield row("copying 64 MB", "GB/s", "", 2 * a.nbytes / 1e9 / turns([lambda: b.copy_(a)], device, rounds))
@@ -228,8 +238,10 @@ def newton_schulz(device: torch.device, rounds: int) -> Iterator[Row]:
 
 def muon(device: torch.device, rounds: int) -> Iterator[Row]:
     config = RunConfig(**MLP, precision="bfloat16")
-    arms = (steps(config.model_copy(update={"optimizer": name}), device) for name in ("muon", "sgd"))
-    yield ratio("step of the MLP: Muon / SGD", "≤ 3.5", *arms, device, rounds)
+    arms = [steps(config.model_copy(update={"optimizer": name}), device) for name in ("muon", "sgd")]
+    least = operations(arms[0]) / np.median(product_rates(torch.bfloat16, device, rounds))
+    note = f"the first can take no less than {1e3 * least:.3g} ms at the rate of large square products"
+    yield ratio("step of the MLP: Muon / SGD", "≤ 3.5", *arms, device, rounds, note)
 
 
 def formats(device: torch.device, rounds: int) -> Iterator[Row]:
@@ -380,11 +392,15 @@ def start(device: torch.device, rounds: int) -> Iterator[Row]:
             serving.wait()
 
 
-def occupied(preset: Path) -> tuple[float, float, float, int]:
-    """Of the runs and candidates of a folder: their seconds in all, when the first began and the last ended, and n."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in preset.glob("**/run.json")]
+def results(preset: Path) -> list[dict]:
+    """run.json of each run and candidate below a folder."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in preset.glob("**/run.json")]
+
+
+def occupied(found: list[dict]) -> tuple[float, float, float]:
+    """Their seconds in all, and when the first began and the last ended."""
     ends = [datetime.fromisoformat(result[key]).timestamp() for result in found for key in ("started", "finished")]
-    return sum(result["seconds"] for result in found), min(ends), max(ends), len(found)
+    return sum(result["seconds"] for result in found), min(ends), max(ends)
 
 
 def demo(device: torch.device, rounds: int) -> Iterator[Row]:
@@ -397,12 +413,11 @@ def demo(device: torch.device, rounds: int) -> Iterator[Row]:
         begin = time.time()
         subprocess.run(command, check=True, capture_output=True, cwd=folder, env={**os.environ, "PYTHONPATH": folder})
         wall = time.time() - begin
-        seconds, first, last, runs = occupied(Path(folder, "results/demo"))
+        found = results(Path(folder, "results/demo"))
+    seconds, first, last = occupied(found)
     cores = os.cpu_count()
-    told = (
-        f"{runs} runs; {first - begin:.0f} s before the first, {begin + wall - last:.0f} s after the last, and between "
-    )
-    told += f"them {100 * seconds / cores / (last - first):.0f} % of the cores' time"
+    told = f"{len(found)} runs, {first - begin:.0f} s before the first, {begin + wall - last:.0f} s after the last; "
+    told += f"{100 * seconds / cores / (last - first):.0f} % of the cores' time between them"
     yield row("`make demo`, without its report", "s", "", [wall])
     yield row(
         "`make demo`: seconds of training jobs / (wall x cores)", "ratio", "≥ 0.7", [seconds / cores / wall], told
@@ -417,11 +432,13 @@ def quick(device: torch.device, rounds: int) -> Iterator[Row]:
         for what, unit, target in rows:
             yield not_measured(f"`make quick`, {what}", unit, target, "no run of it is here: make quick")
         return
-    (own, _, _, runs), (all_seconds, first, last, total) = occupied(folder / "runs"), occupied(folder)
-    efficiency = all_seconds / os.cpu_count() / (last - first)
-    values = [own / 60 / os.cpu_count() / efficiency, efficiency]
-    told = [f"{runs} runs, {own / 60:.0f} minutes on one core"]
-    told.append(f"{total} runs and candidates, {all_seconds / 60:.0f} minutes on one core")
+    runs, found = results(folder / "runs"), results(folder)
+    seconds, first, last = occupied(found)
+    own, training = (sum(result[key] for result in runs) / 60 for key in ("seconds", "train_seconds"))
+    efficiency = seconds / os.cpu_count() / (last - first)
+    values = [own / os.cpu_count() / efficiency, efficiency]
+    told = [f"{len(runs)} runs, {own:.0f} minutes on one core, {100 * training / own:.0f} % of it steps of training"]
+    told.append(f"{len(found)} runs and candidates, {seconds / 60:.0f} minutes on one core")
     for (what, unit, target), value, bound in zip(rows, values, told, strict=True):
         yield row(f"`make quick`, {what}", unit, target, [value], bound)
 

@@ -1,5 +1,6 @@
 """The benchmark: that each section runs, on networks that are small; what it finds is for people to read."""
 
+import json
 import tempfile
 
 import bench
@@ -57,8 +58,25 @@ def test_what_cannot_be_measured_here_is_told_as_that_and_what_is_compiled_is_no
     assert found["bound"].str.contains("make bench-gpu").all()
     work = lambda: torch.zeros(100, 100) @ torch.zeros(100, 100)  # noqa: E731
     assert bench.products(work, 0.001) == ", 0.002 GFLOP at 2 GFLOP/s"
+    assert bench.operations(work) == 0.002
     work.compiled = True
     assert bench.products(work, 0.001) == ""
+
+
+def test_quick_is_told_by_its_runs(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    monkeypatch.setattr(bench.os, "cpu_count", lambda: 2)
+    for name, start, end, seconds in (("tuning/a", 0, 20, 16), ("runs/a", 10, 50, 32), ("runs/b", 20, 60, 24)):
+        path = tmp_path / "results/quick" / name / "run.json"
+        path.parent.mkdir(parents=True)
+        times = {key: f"2026-01-01T00:00:{at % 60:02}Z" for key, at in (("started", start), ("finished", end))}
+        times |= {"finished": "2026-01-01T00:01:00Z"} if end == 60 else {}
+        path.write_text(json.dumps({**times, "seconds": seconds, "train_seconds": seconds / 2}), encoding="utf-8")
+    minutes, efficiency = bench.quick(CPU, 2)
+    assert efficiency.measured == pytest.approx((16 + 32 + 24) / (60 * 2))
+    assert minutes.measured == pytest.approx((32 + 24) / 60 / 2 / 0.6)
+    assert "2 runs, 1 minutes on one core, 50 % of it steps of training" in minutes.bound
+    assert "3 runs and candidates" in efficiency.bound
 
 
 def test_a_part_of_the_benchmark_leaves_the_table_of_the_whole_as_it_is(monkeypatch, tmp_path):
