@@ -86,7 +86,7 @@ def row(what: str, unit: str, target: str, values: list[float] | np.ndarray, bou
 
 
 def not_measured(what: str, unit: str, target: str, why: str) -> Row:
-    return Row(what, unit, target, *4 * (math.nan,), 0, why)
+    return Row(what, unit, target, *3 * (math.nan,), 0, 0, why)
 
 
 # ---- timing ----

@@ -46,6 +46,7 @@ def test_a_section_is_shown_and_written_and_leaves_nothing(capsys, tmp_path, onl
         assert row.bound in out
         if row.verdict == "not measured":
             assert np.isnan(row.measured)
+            assert (row.noise, row.n) == (0, 0)
         else:
             assert 0 < row.low <= row.measured <= row.high
             assert row.n == 2
