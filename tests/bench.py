@@ -467,25 +467,31 @@ LOOKS = {"met": ("o", "#0072b2"), "within noise": ("D", "#8c6d31"), "NOT MET": (
 
 
 def draw(device: str, rows: list[Row], path: Path) -> None:
-    """Each ratio with a target: measured, its quartiles, and the target as a bar."""
-    shown = [one for one in rows if one.unit == "ratio" and one.verdict in LOOKS][::-1]
+    """What has a target, in units of it: left of 1 it is met."""
+    shown = [one for one in rows if one.verdict in LOOKS][::-1]
     with plt.rc_context({"svg.hashsalt": "rankcollapse", "font.size": 9}):
-        figure, axes = plt.subplots(figsize=(10, 1 + 0.25 * len(shown)), layout="constrained")
+        figure, axes = plt.subplots(figsize=(9, 1 + 0.23 * len(shown)), layout="constrained")
         for y, one in enumerate(shown):
             marker, colour = LOOKS[one.verdict]
-            axes.plot([one.low, one.high], [y, y], color=colour, linewidth=1.5)
-            axes.plot(one.measured, y, marker, color=colour, markersize=6, label=one.verdict)
             sign, bound = one.target.split()
-            axes.plot(float(bound), y, "|", color="black", markersize=13, markeredgewidth=1.5, label="target")
-            axes.annotate(sign, (float(bound), y), (4 if sign == "≥" else -4, 0), textcoords="offset points",
-                          ha="left" if sign == "≥" else "right", va="center", fontsize=8)  # fmt: skip
-        axes.set(xscale="log", yticks=range(len(shown)), yticklabels=[one.what for one in shown], xlabel="ratio")
-        axes.set_title(f"{device}, torch {torch.__version__}: medians and quartiles", loc="left", fontsize=9)
-        axes.grid(axis="x", which="both", linewidth=0.3)
-        named = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-        axes.legend(
-            named.values(), named.keys(), loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=4, frameon=False
+            low, middle, high = (
+                value / float(bound) if sign == "≤" else float(bound) / value
+                for value in (one.low, one.measured, one.high)
+            )
+            axes.plot([low, high], [y, y], color=colour, linewidth=1.5)
+            axes.plot(middle, y, marker, color=colour, markersize=5, label=one.verdict)
+        axes.axvline(1, color="black", linewidth=1)
+        ticks = [0.1, 0.2, 0.5, 1, 2, 3]
+        axes.set(xscale="log", xticks=ticks, xticklabels=ticks, yticks=range(len(shown)))
+        axes.set(yticklabels=[f"{one.what}, {one.target}" for one in shown])
+        figure.supxlabel(
+            "measured / target, and target / measured of what is to be large: left of 1 is met", fontsize=9
         )
+        axes.minorticks_off()
+        axes.set_title(f"{device}: medians and quartiles", loc="left", fontsize=9)
+        axes.grid(axis="x", linewidth=0.3)
+        named = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+        axes.legend(named.values(), named.keys(), loc="upper left", fontsize=8)
         figure.savefig(path, format="svg", metadata={"Date": None})
         plt.close(figure)
 

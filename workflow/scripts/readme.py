@@ -139,7 +139,7 @@ def speed(path: Path) -> list[str]:
         f"**{rows['device'].iloc[0]}**: "
         + "; ".join(f"{row.what} {row.measured:.3g} {row.unit}" for row in told.itertuples())
         + ".",
-        f"\n![Ratios and targets on {rows['device'].iloc[0]}]({path.with_name('bench.svg')})\n",
+        f"\n![Measured and targets on {rows['device'].iloc[0]}]({path.with_name('bench.svg')})\n",
         "| what | target | measured [quartiles] | noise | n | verdict | what bounds it |",
         "|---" * 7 + "|",
     ]
