@@ -67,7 +67,7 @@ bench: setup build/biotorch ## what FA, Muon, probes and a job's start cost, bes
 bench-gpu: setup build/biotorch ## the same on a GPU; an error where there is none
 	BIOTORCH=build/biotorch $(BIN)/python tests/bench.py --device cuda
 
-# Another implementation of FA, to compare with: beside our environment, never in it. Without it its row is left out.
+# Another implementation of FA, to compare with: beside our environment, never in it. Without it its row says so.
 build/biotorch: | setup
 	-$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $@ biotorch==0.0.16
 

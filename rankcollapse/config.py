@@ -85,8 +85,6 @@ class Settings(Strict):
 class RunConfig(Settings):
     """One training run, whole: equal configs on one machine give equal bits. The defaults are a small digits run."""
 
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="type of products in training (autocast)")
-
     @model_validator(mode="after")
     def _fits(self) -> "RunConfig":
         total, images = datasets.SETS[self.dataset].train, datasets.training_images(self)
@@ -98,6 +96,8 @@ class RunConfig(Settings):
             left = f"of which validation_images {self.validation_images} and tuning_images {self.tuning_images} leave"
             left = "of which tuning_images sets apart" if self.tuning and self.tuning_images else left
             raise ValueError(f"train_images is {self.train_images}, but {has}, {left} {available}; it must be no more")
+        if self.precision == "auto":
+            raise ValueError("precision is 'auto', which a grid settles; of a run it must be 'float32' or 'bfloat16'")
         for key in ("batch_size", "probe_images"):
             if getattr(self, key) > images:
                 raise ValueError(f"{key} is {getattr(self, key)}, more than the {images} training images")

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import rankcollapse
-from rankcollapse import data, datasets, files, folder, grid, lock, progress, saves, seals, spectra
+from rankcollapse import cpu, data, datasets, files, folder, grid, lock, progress, saves, seals, spectra
 from rankcollapse.config import RunConfig, run_config
 from rankcollapse.errors import InputError
 from rankcollapse.training import State, deterministic, evaluate, fit, make_model, pick_device
@@ -175,4 +175,4 @@ def peak_memory_mb(device: torch.device) -> int:
 
 
 def device_label(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu.label()}, {os.cpu_count()} cores"

@@ -16,7 +16,6 @@ import multiprocessing
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -41,6 +40,10 @@ from rankcollapse.job import device_label, peak_memory_mb, reset_peak_memory
 from rankcollapse.training import State, autocast, deterministic, fit, make_model, pick_device
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "workflow"))
+
+import warm  # noqa: E402
+
 SECONDS = 0.3  # of one turn, about
 UNPROBED = {"gradient_every": 0, "signals_every": 0}
 CIFAR = {"dataset": "cifar10", "validation_images": 1000, "lr": 0.01, "rule": "fa"}
@@ -321,7 +324,9 @@ def biotorch(device: torch.device, rounds: int) -> Iterator[Row]:
     """BioTorch's layers by ours in one network, if the folder that BIOTORCH names has the package."""
     what = "forward and backward of the CNN, float32: BioTorch's FA / ours"
     if not Path(os.environ.get("BIOTORCH", "absent")).exists():
-        yield not_measured(what, "ratio", "≥ 1.05", "BioTorch 0.0.16 could not be installed")
+        yield not_measured(
+            what, "ratio", "≥ 1.05", "BioTorch 0.0.16 is not here: make bench installs it, where there is a network"
+        )
         return
     sys.path.append(os.environ["BIOTORCH"])
     from biotorch.layers import fa  # no dependency of ours
@@ -358,20 +363,26 @@ print(middle - begin, time.perf_counter() - middle)
 """
 
 
+def imports() -> str:
+    torch_, dynamo = map(float, subprocess.check_output([sys.executable, "-c", IMPORTS], text=True).split())
+    return f"of which import torch {torch_:.3g} s and torch._dynamo, which its optimisers load, {dynamo:.3g} s"
+
+
 def start(device: torch.device, rounds: int) -> Iterator[Row]:
     """A job of one step, from its command to its end: as the workflow's, and by hand."""
     config = RunConfig(train_images=64, batch_size=64, epochs=1, validation_images=10, lr=0.01, **UNPROBED)
-    with tempfile.TemporaryDirectory(prefix="rankcollapse-bench-") as folder, socket.socket(socket.AF_UNIX) as listener:
+    with tempfile.TemporaryDirectory(prefix="rankcollapse-bench-") as folder:
         Path(folder, "config.json").write_text(config.model_dump_json(), encoding="utf-8")
-        path, warm = f"{folder}/socket", str(ROOT / "workflow/warm.py")
-        listener.bind(path)
-        listener.listen()
-        server = [sys.executable, warm, "--serve", str(listener.fileno())]
-        serving = subprocess.Popen(server, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL)
+        path = f"{folder}/socket"
+        serving = warm.started(path)
         train = ["-m", "rankcollapse", "train", f"{folder}/config.json", "--data-dir", folder, "--device", device.type]
         try:
             for what, command in {
-                "a job of one step, forked as the workflow's are, from its command to its end": ["-S", warm, path],
+                "a job of one step, forked as the workflow's are, from its command to its end": [
+                    "-S",
+                    warm.__file__,
+                    path,
+                ],
                 "a job of one step as a process of its own": [],
             }.items():
                 seconds = []
@@ -380,13 +391,7 @@ def start(device: torch.device, rounds: int) -> Iterator[Row]:
                     whole = [sys.executable, *command, *train, "--out", out]
                     subprocess.run(whole, check=True, capture_output=True, cwd=ROOT)
                     seconds.append(time.perf_counter() - begin)
-                parts = map(float, subprocess.check_output([sys.executable, "-c", IMPORTS], text=True).split())
-                bound = (
-                    ""
-                    if command
-                    else "of which import torch {:.3} s and torch._dynamo, which its optimisers load, {:.3} s"
-                )
-                yield row(what, "s", "≤ 2.5", seconds[1:], bound.format(*parts))  # the first converts the digits
+                yield row(what, "s", "≤ 2.5", seconds[1:], "" if command else imports())  # the first converts digits
         finally:
             serving.kill()  # it leaves SIGTERM to its forks
             serving.wait()

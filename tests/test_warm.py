@@ -14,13 +14,10 @@ import pytest
 
 WARM = Path(__file__).parents[1] / "workflow" / "warm.py"
 PARENT = """
-import socket, subprocess, sys
-listener = socket.socket(socket.AF_UNIX)
-listener.bind(sys.argv[1])
-listener.listen()
-command = [sys.executable, sys.argv[2], "--serve", str(listener.fileno())]
-print(subprocess.Popen(command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL).pid, flush=True)
-listener.close()
+import sys
+sys.path.insert(0, sys.argv[2])
+import warm
+print(warm.started(sys.argv[1]).pid, flush=True)
 sys.stdin.read()
 """
 PIPES = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
@@ -45,7 +42,7 @@ def alive(pid):
 class Server:
     def __init__(self, folder):
         self.socket = folder / "socket"
-        command = [sys.executable, "-c", PARENT, self.socket, WARM]
+        command = [sys.executable, "-c", PARENT, self.socket, WARM.parent]
         self.parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.pid = int(self.parent.stdout.readline())
 

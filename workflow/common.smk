@@ -17,8 +17,9 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 
-sys.path.insert(0, workflow.basedir)
+sys.path[:0] = [workflow.basedir, os.path.join(workflow.basedir, "workflow")]
 
+import warm
 from rankcollapse import cpu, datasets, files, gpus, grid
 from rankcollapse.errors import InputError
 
@@ -80,19 +81,11 @@ def warm_up():
         return [sys.executable]
     folder = tempfile.mkdtemp(prefix="rankcollapse-")  # short: the path of a socket may not be long
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    warm, path = os.path.join(workflow.basedir, "workflow/warm.py"), os.path.join(folder, "socket")
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        listener.listen(1024)
-        pools = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(GRID.threads))
-        subprocess.Popen(
-            [sys.executable, warm, "--serve", str(listener.fileno())],
-            pass_fds=[listener.fileno()],
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **pools},
-        )
-    shell.prefix(PREFIX + f'python() {{{{ command python -S {warm!r} {path!r} "$@"; }}}}; ')
-    return [sys.executable, "-S", warm, path]
+    path = os.path.join(folder, "socket")
+    pools = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(GRID.threads))
+    warm.started(path, {**os.environ, **pools})
+    shell.prefix(PREFIX + f'python() {{{{ command python -S {warm.__file__!r} {path!r} "$@"; }}}}; ')
+    return [sys.executable, "-S", warm.__file__, path]
 
 
 def figure_titles():
@@ -186,7 +179,7 @@ def start_lines():
     tuning = f", rates from {GRID.tuned}," if GRID.tuned else f" and {len(CANDIDATES)} for tuning" if CANDIDATES else ""
     yield f"  {len(RUNS)} training runs{tuning} on {where}: about {time} in all, {disk:.1f} GB of disk below {RESULTS}"
     precisions = sorted({run.config.precision for run in both})
-    yield f"  Products in {' and '.join(precisions)}" + ("." if ON_GPU else f", on {cpu.label()}.")
+    yield f"  Precision: {' and '.join(precisions)}" + (f", on {cpu.label()}" if DEVICE == "cpu" else "")
     if DEVICE == "cuda" and not GPUS:
         yield (
             "  No GPU here, and this grid is made for GPUs: on CPU cores take --configfile presets/quick.yaml (real "
@@ -218,7 +211,7 @@ def write_plan():
 def start():
     """Write the plan that the jobs read, and stop before any training if one of its runs cannot be had."""
     # By default at most 100 jobs start in a second, and to look again after that second Snakemake (9.27) sets a timer
-    # whenever it looks, be it that a job has ended or that a timer has rung: with hundreds of jobs, half a core for it.
+    # whenever it looks, be it that a job has ended or that a timer has rung: a third of a core after 200 jobs of quick.
     workflow.scheduler.job_rate_limiter = None
     write_plan()
     python = warm_up()

@@ -55,6 +55,17 @@ def ask(path: str, arguments: list[str]) -> int:
 # ---- the process that forks ----
 
 
+def started(path: str, environment: dict[str, str] | None = None):
+    """One, a Popen, that listens at `path` when this returns. It ends with the calling process, or by SIGKILL."""
+    import subprocess
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(1024)
+        command = [sys.executable, __file__, "--serve", str(listener.fileno())]
+        return subprocess.Popen(command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL, env=environment)
+
+
 def serve(listener: socket.socket) -> None:
     import contextlib
     import importlib
