@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rankcollapse import gpus, grid, progress
+from rankcollapse import cpu, gpus, grid, progress
 from rankcollapse.__main__ import main
 from rankcollapse.config import read, run_config
 
@@ -67,7 +67,7 @@ def test_train_writes_the_run_folder_and_ends_with_a_line_of_results(training, c
     out, err = capsys.readouterr()
     done = result(tmp_path / "small run")
     assert (done["outcome"], done["threads"]) == ("finished", 1)
-    assert done["device"].startswith("CPU")
+    assert done["device"] == f"{cpu.label()}, {os.cpu_count()} cores"
     assert out == ""
     assert err.splitlines()[-1].startswith(f"{tmp_path}/small run: test {100 * done['test_accuracy']:.1f} %, ")
     assert "\r" not in err
@@ -147,7 +147,7 @@ def test_train_takes_a_run_of_a_plan_with_its_place_and_its_device(training, pla
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"{NAME}: test ")
     done = result(tmp_path / "run")
     assert (done["study"], done["arm"], done["identity"]) == ("mlp", "bp", planned["identity"])
-    assert done["device"].startswith("CPU")
+    assert done["device"] == f"{cpu.label()}, {os.cpu_count()} cores"
     assert read(tmp_path / "run" / "config.json") == planned["config"]
 
 
