@@ -4,31 +4,30 @@
     model = rankcollapse.convert(model, rule="fa", generator=torch.Generator().manual_seed(0))
     assert not rankcollapse.check(model, inputs)
 
-The files follow the data: `config` and `grid` say what to run, `datasets` and `data` make its images, `models` its
-network; `feedback` changes the backward pass, `rules` says where, `check` whether it did; `optim` makes the update;
-`probes` measures, `spectra` keeps, `ranks` evaluates; `training` is the loop, `job` one run of it, `saves` what that
-goes on from, `lock` its claim to be the only one, `folder` what it leaves, and `seals` what shows that this is whole.
+`library` is what any model can use: `feedback` changes the backward pass, `rules` says where, `check` whether it did;
+`updates` makes the step; `signals` and `trajectory` measure, `ranks` evaluates. `experiment` runs the grid with it:
+`config`, `grid` and `plan` say what, `datasets` and `data` make its images, `network` and `training` train, `job` writes
+a run's `folder`, `collect` and `tuning` the tables. `render` reads tables alone, and makes figures, pages and the paper.
 """
 
 import importlib
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 # Imported on first use: the workflow reads configs without paying the seconds that torch takes to load.
 _NAMES = {
-    "config": ["RunConfig"],
     "errors": ["InputError"],
-    "grid": ["runs", "identity"],
-    "datasets": ["SETS"],
-    "data": ["load"],
-    "models": ["build"],
-    "rules": ["convert", "exact_feedback", "RULES"],
-    "check": ["check"],
-    "feedback": ["FeedbackLinear", "FeedbackConv2d"],
-    "optim": ["MomentumSGD", "Muon"],
-    "ranks": ["MEASURES", "measures"],
-    "probes": ["singular_values"],
-    "job": ["train", "load_checkpoint"],
+    "library.check": ["check"],
+    "library.feedback": ["FeedbackConv2d", "FeedbackLinear"],
+    "library.ranks": ["MEASURES", "measures"],
+    "library.rules": ["RULES", "convert", "exact_feedback"],
+    "library.spectra": ["singular_values"],
+    "library.updates": ["MomentumSGD", "Muon"],
+    "experiment.config": ["RunConfig"],
+    "experiment.data": ["load"],
+    "experiment.datasets": ["SETS"],
+    "experiment.identity": ["identity"],
+    "experiment.job": ["load_checkpoint", "train"],
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_HOME)

@@ -1,4 +1,7 @@
-"""The command line: `python -m rankcollapse train | data | schema`, see --help."""
+"""The command line: `python -m rankcollapse train | data | tune | collect | seal | verify | check | schema`, see --help.
+
+What makes figures, pages and the paper of the tables is `python -m rankcollapse.render`.
+"""
 
 import argparse
 import contextlib
@@ -7,43 +10,40 @@ import signal
 import sys
 from pathlib import Path
 
-from rankcollapse import datasets, files, gpus, grid, seals
-from rankcollapse.config import RunConfig, read, run_config
 from rankcollapse.errors import InputError, Stopped
-from rankcollapse.folder import finished
+from rankcollapse.experiment import datasets, files, folder, grid, machine, plan
+from rankcollapse.experiment.config import RunConfig, checked, read, run_config
 
 
 def _train(args: argparse.Namespace) -> None:
     values = read("/dev/stdin" if args.config == "-" else args.config)
-    name, about, device, slots, minutes = args.run or args.out, None, args.device, args.gpu_slots, args.save_minutes
-    if args.run is None:
-        config = run_config(values)
+    how = {key: getattr(args, key) for key in ("data_dir", "ready", "download", "device", "gpu_slots", "save_minutes")}
+    planned, name = None, args.run or args.out
+    if args.run:
+        found = {**plan.entries(args.config, "candidates"), **plan.entries(args.config, "runs")}.get(args.run)
+        if found is None:
+            raise InputError(f"{args.config} has no run {args.run!r}: run snakemake, which writes it")
+        planned, values = found["identity"], found["config"] | {}
+        how |= {key: value for key, value in read(args.config).items() if key in how}
+        about = {key: found[key] for key in ("study", "arm")}
+        config = checked(RunConfig, values, f"{args.config}, {name}")
     else:
-        try:
-            planned = {**values["runs"], **values["candidates"]}[name]
-            device, slots, minutes = values["device"], values["gpu_slots"], values["save_minutes"]
-            config = grid.resolved(planned, f"{args.config}, {name}")
-            about = {key: planned[key] for key in ("study", "arm")}
-            identity = grid.identity(config, RunConfig.model_fields.keys() - planned["config"].keys())
-        except (KeyError, TypeError) as error:
-            what = f"{args.config} is not a plan with the run {name!r} ({error})"
-            raise InputError(f"{what}: run snakemake, which writes it") from error
-        if args.identity not in (None, identity):
-            raise InputError(f"{args.config} has {name} in another version than {args.identity}: run snakemake again")
-    result = None if args.fresh else finished(Path(args.out), config, lambda text: None)
+        config, about = run_config(values), None
+    slots, out = how.pop("gpu_slots"), Path(args.out)
+    result = None if args.fresh or not planned else folder.finished(out, planned, lambda text: None)
     if result:
         print(f"{name} is there already, whole", file=sys.stderr)
     else:
-        with gpus.claim(slots if device != "cpu" else 0):
+        with machine.one_gpu(slots if how["device"] != "cpu" else 0):
             import torch  # only now: it reads CUDA_VISIBLE_DEVICES once
 
-            from rankcollapse.job import train
+            from rankcollapse.experiment.job import train
 
             if args.threads:
                 torch.set_num_threads(args.threads)
-            how = {"data_dir": args.data_dir, "device": device, "about": about, "name": name, "save_minutes": minutes}
-            result = train(config, args.out, **how, replace=args.run is not None, fresh=args.fresh)
-    os.utime(Path(args.out, "run.json"))  # snakemake wants it newer than what it is made from
+            told = {"as_planned": planned, "about": about, "name": name}
+            result = train(config, out, **how, **told, replace=bool(planned), fresh=args.fresh)
+    os.utime(out / folder.RESULT)  # snakemake wants it newer than what it is made from
     ending = "" if result["outcome"] == "finished" else f", DIVERGED in epoch {result['epochs']}"
     cost = f"{result['seconds']:.0f} s, {result['images_per_second']:.0f} images/s on {result['device']}"
     split = "validation" if config.tuning else "test"
@@ -51,17 +51,58 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _data(args: argparse.Namespace) -> None:
-    folder = datasets.prepare(args.name, args.data_dir, args.out, args.download)
-    for path, what in seals.seal_once(folder, datasets.ARRAYS):
-        raise InputError(f"{path} is {what} since it was sealed: delete {folder} to have it made anew")
-    print(folder, file=sys.stderr)
+    data_dir = Path(args.data_dir).expanduser()
+    made = datasets.whole(args.name, data_dir, Path(args.ready or data_dir / "ready"), args.download, _tell)
+    _tell(str(made))
+
+
+def _tune(args: argparse.Namespace) -> None:
+    from rankcollapse.experiment import collect, tuning  # with pandas, which a training job has no need of
+
+    planned = plan.entries(args.results / "plan.json", "candidates")
+    found = collect.candidates(planned, args.results / "tuning", args.results / "candidates.csv", args.keep)
+    collect.write(args.results / "tuned.csv", tuning.choose(found), digits=6)
+
+
+def _collect(args: argparse.Namespace) -> None:
+    from rankcollapse.experiment import collect
+
+    planned = plan.entries(args.results / "plan.json", "runs")
+    collect.runs(planned, args.results / "runs", args.results / "tables", args.keep)
+
+
+def _seal(args: argparse.Namespace) -> None:
+    from rankcollapse.experiment.verify import seal
+
+    seal(args.results, args.names)
+
+
+def _verify(args: argparse.Namespace) -> None:
+    from rankcollapse.experiment.verify import verify
+
+    presets = args.results or sorted(path.parent for path in Path("results").glob("*/manifest.json"))
+    if not presets:
+        raise InputError("results/ has no manifest.json yet: snakemake writes one as its last job")
+    if sum(map(verify, presets)):
+        raise InputError("the command that made them makes them again; a stray file is for you to delete")
+
+
+def _check(args: argparse.Namespace) -> None:
+    from rankcollapse.experiment import network
+
+    for config in plan.distinct(args.plan):
+        network.check(config)
 
 
 def _schema(args: argparse.Namespace) -> None:
     if not args.check:
         files.write_text(args.path, grid.schema())
     elif not args.path.exists() or args.path.read_text(encoding="utf-8") != grid.schema():
-        raise InputError(f"{args.path} is not the schema of rankcollapse/config.py and grid.py: run `make schema`")
+        raise InputError(f"{args.path} is not the schema of experiment/config.py and grid.py: run `make schema`")
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _positive(text: str) -> int:
@@ -73,24 +114,35 @@ def _positive(text: str) -> int:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m rankcollapse", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
+    sets = argparse.ArgumentParser(add_help=False)
+    sets.add_argument("--data-dir", default="data", metavar="DIR", help="folder of the official files (default data)")
+    sets.add_argument("--ready", metavar="DIR", help="folder of the converted sets (default DATA_DIR/ready)")
+    sets.add_argument("--no-download", dest="download", action="store_false", help="stop where files are missing")
+    results = argparse.ArgumentParser(add_help=False)
+    results.add_argument("results", type=Path, metavar="RESULTS", help="folder of a preset, with its plan.json")
+    results.add_argument("--keep", action="store_true", help="keep what stands in its tables under its identity")
 
-    train = commands.add_parser("train", help="train one run and write its folder")
+    train = commands.add_parser("train", parents=[sets], help="train one run and write its folder")
     train.add_argument("config", metavar="CONFIG", help="YAML or JSON file of a run's knobs, - for standard input")
     train.add_argument("--run", metavar="NAME", help="CONFIG is a grid's plan.json, and this the run of it to train")
-    train.add_argument("--identity", help="stop if the run of the plan is not this one")
     train.add_argument("--out", required=True, metavar="DIR", help="run folder to write")
-    train.add_argument("--data-dir", default="data", metavar="DIR", help="folder of the data sets (default data)")
     train.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where (default auto)")
     train.add_argument("--threads", type=_positive, help="CPU threads; torch's choice otherwise")
     train.add_argument("--gpu-slots", type=_positive, default=1, metavar="N", help="runs that may share one GPU")
     train.add_argument("--save-minutes", type=float, default=5.0, metavar="MIN", help="between two saves of its state")
     train.add_argument("--fresh", action="store_true", help="start over, whatever was saved or finished")
 
-    data = commands.add_parser("data", help="check a data set's official files and convert them for training")
+    data = commands.add_parser("data", parents=[sets], help="check a data set's official files and convert them")
     data.add_argument("name", choices=datasets.SETS)
-    data.add_argument("--data-dir", default="data", metavar="DIR", help="folder of the official files (default data)")
-    data.add_argument("--out", default="data/ready", metavar="DIR", help="folder to write to (default data/ready)")
-    data.add_argument("--no-download", dest="download", action="store_false", help="stop where the files are missing")
+
+    commands.add_parser("tune", parents=[results], help="write the table of candidates and that of choices")
+    commands.add_parser("collect", parents=[results], help="write the tables of the runs")
+    seal = commands.add_parser("seal", parents=[results], help="seal what was made, in manifest.json")
+    seal.add_argument("names", nargs="*", metavar="FILE", help="beside the runs and candidates of the plan")
+    verify = commands.add_parser("verify", help="check what was made against its seals, byte by byte")
+    verify.add_argument("results", type=Path, nargs="*", metavar="RESULTS", help="folders of presets; all by default")
+    check = commands.add_parser("check", help="see that the network and update of every run of a plan can be made")
+    check.add_argument("plan", metavar="PLAN")
 
     schema = commands.add_parser("schema", help="write config.schema.json, by which editors check and complete configs")
     schema.add_argument("path", metavar="PATH", type=Path, nargs="?", default=Path("config.schema.json"))
@@ -98,10 +150,14 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+COMMANDS = {"train": _train, "data": _data, "tune": _tune, "collect": _collect, "seal": _seal, "verify": _verify}
+COMMANDS |= {"check": _check, "schema": _schema}
+
+
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
-        {"train": _train, "data": _data, "schema": _schema}[args.command](args)
+        COMMANDS[args.command](args)
     except InputError as error:
         print(f"rankcollapse: {error}", file=sys.stderr)
         return 2

@@ -33,11 +33,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rankcollapse import cpu, data, datasets, files, models, optim
-from rankcollapse.config import RunConfig
-from rankcollapse.grid import precision
-from rankcollapse.job import device_label, peak_memory_mb, reset_peak_memory
-from rankcollapse.training import State, autocast, deterministic, fit, make_model, pick_device
+from rankcollapse.experiment import cpu, data, datasets, files
+from rankcollapse.experiment.config import RunConfig
+from rankcollapse.experiment.grid import precision
+from rankcollapse.experiment.job import device_label, peak_memory_mb, reset_peak_memory
+from rankcollapse.experiment.training import State, autocast, deterministic, fit, make_model, pick_device
+from rankcollapse.library import models
+from rankcollapse.library import updates as optim
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "workflow"))

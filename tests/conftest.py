@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from rankcollapse import datasets
-from rankcollapse.config import run_config
+from rankcollapse.experiment import datasets
+from rankcollapse.experiment.config import run_config
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before a first test touches a GPU
 torch.set_num_threads(1)
@@ -80,7 +80,7 @@ def digits(data_dir):
 @pytest.fixture
 def new_state(digits, tmp_path):
     """A function from a config of the digits to a run before its first step, with a file of gradients of its own."""
-    from rankcollapse import data, training
+    from rankcollapse.experiment import data, training
 
     numbers = itertools.count()
 

@@ -40,7 +40,7 @@ import pandas as pd
 import torch
 from pypdf import PdfReader
 
-from rankcollapse import seals
+from rankcollapse.experiment import seals
 
 ROOT = Path(__file__).parents[1]
 PARTS = "rankcollapse workflow presets profiles paper envs Snakefile config.yaml README.md".split()  # noqa: SIM905

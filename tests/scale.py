@@ -19,8 +19,9 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from rankcollapse import files, folder, grid, seals  # noqa: E402
-from rankcollapse.config import read  # noqa: E402
+from rankcollapse import seals  # noqa: E402
+from rankcollapse.experiment import files, folder, grid
+from rankcollapse.experiment.config import read  # noqa: E402
 
 PARTS = ("rankcollapse", "workflow", "envs", "profiles", "paper", "Snakefile", "config.yaml")
 ARMS, CONFIG = 20, "scale.yaml"
@@ -29,7 +30,7 @@ SNAKEMAKE = [sys.executable, "-m", "snakemake"]
 COLUMNS = ["what", "runs", "cpu_seconds", "seconds", "memory_mb"]
 # What a job on a cluster's node does before its own work: read its run from the plan, and Snakemake the whole config.
 JOB = """
-from rankcollapse import config, grid
+from rankcollapse.experiment import config, grid
 grid.runs(grid.grid(grid.overlay(config.read('config.yaml'), config.read('scale.yaml'))))
 config.read('results/scale/plan.json')
 """

@@ -55,8 +55,8 @@ FIGURE = '''"""12. Losses at the end.
 A point per run.
 """
 
-import drawing
-from analysis import finished
+from rankcollapse.render import drawing
+from rankcollapse.render.tables import finished
 
 SHOWN = "not intervention"
 

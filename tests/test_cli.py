@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rankcollapse import cpu, gpus, grid, progress
 from rankcollapse.__main__ import main
-from rankcollapse.config import read, run_config
+from rankcollapse.experiment import cpu, gpus, grid, progress
+from rankcollapse.experiment.config import read, run_config
 
 ROOT = Path(__file__).parent.parent
 TINY = [str(ROOT / "config.yaml"), str(ROOT / "tests" / "tiny.yaml")]
@@ -365,7 +365,7 @@ def test_a_terminal_gets_one_line_redrawn_in_place_that_goes_at_the_end():
 
 CLAIM = """
 import os, sys
-from rankcollapse import gpus
+from rankcollapse.experiment import gpus
 with gpus.claim(int(sys.argv[1])) as gpu:
     print(gpu, os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
     sys.stdin.read()

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 import rankcollapse
-from rankcollapse import cpu, datasets, files, grid
-from rankcollapse.config import InputError, RunConfig, Settings, checked, read, run_config
+from rankcollapse.experiment import cpu, datasets, files, grid
+from rankcollapse.experiment.config import InputError, RunConfig, Settings, checked, read, run_config
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = [ROOT / "config.yaml", *sorted((ROOT / "presets").glob("*.yaml")), ROOT / "tests" / "tiny.yaml"]
@@ -123,7 +123,7 @@ def test_the_schema_for_editors_allows_what_the_library_allows():
 
 
 def test_every_name_that_a_knob_allows_is_one_the_library_knows():
-    from rankcollapse import models, rules
+    from rankcollapse.library import models, rules
 
     assert set(get_args(FIELDS["rule"].annotation)) == set(rules.RULES)
     assert set(get_args(FIELDS["architecture"].annotation)) == set(models.ARCHITECTURES)
@@ -518,8 +518,8 @@ def test_a_plan_read_back_gives_each_run_its_identity(over):
 IDENTITIES = """
 import json, sys
 from pathlib import Path
-from rankcollapse import grid
-from rankcollapse.config import RunConfig, run_config
+from rankcollapse.experiment import grid
+from rankcollapse.experiment.config import RunConfig, run_config
 package = Path(grid.__file__).parent
 def identity():
     grid.code.cache_clear()
@@ -588,7 +588,7 @@ def test_a_new_knob_at_its_default_leaves_every_identity_as_it_is(copied):
     assert text.count("    seed: Seed = 0\n") == 1
     knob = '    warmup: int = Field(0, ge=0, description="steps of linear warm-up")\n'
     path.write_text(text.replace("    seed: Seed = 0\n", knob + "    seed: Seed = 0\n"), encoding="utf-8")
-    code = "from rankcollapse.config import RunConfig; assert RunConfig().warmup == 0"
+    code = "from rankcollapse.experiment.config import RunConfig; assert RunConfig().warmup == 0"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=copied.parent)
     assert identities(copied) == before
 

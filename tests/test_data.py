@@ -11,9 +11,9 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankcollapse import datasets
-from rankcollapse.config import InputError
-from rankcollapse.data import Data, Split, batches, crop, flip, generator, load, stratified
+from rankcollapse.experiment import datasets
+from rankcollapse.experiment.config import InputError
+from rankcollapse.experiment.data import Data, Split, batches, crop, flip, generator, load, stratified
 
 
 def gen(seed=0):

@@ -16,9 +16,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 
-from rankcollapse import check, convert, datasets, exact_feedback, models
-from rankcollapse.feedback import feedback_layers
-from rankcollapse.training import deterministic
+from rankcollapse import convert, exact_feedback
+from rankcollapse.experiment import datasets
+from rankcollapse.experiment.training import deterministic
+from rankcollapse.library import check, models
+from rankcollapse.library.feedback import feedback_layers
 
 NETS = ["mlp", "cnn4", "resnet18"]
 SHAPE = datasets.SETS["cifar10"].shape

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from rankcollapse import RULES, models, optim
+from rankcollapse import RULES
 from rankcollapse.errors import InputError
-from rankcollapse.optim import MomentumSGD, Muon, flatten, full_rank, orthogonalise, top_r
+from rankcollapse.library import models
+from rankcollapse.library import updates as optim
+from rankcollapse.library.updates import MomentumSGD, Muon, flatten, full_rank, orthogonalise, top_r
 
 MUON = {"lr": 0.05, "momentum": 0.9, "ns_steps": 5}
 

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rankcollapse import ranks
 from rankcollapse.errors import InputError
-from rankcollapse.probes import from_gram, gram, singular_values
-from rankcollapse.ranks import MEASURES, measures
-from rankcollapse.spectra import Spectrum, read_spectra, save_spectra
+from rankcollapse.library import ranks
+from rankcollapse.library.probes import from_gram, gram, singular_values
+from rankcollapse.library.ranks import MEASURES, measures
+from rankcollapse.library.spectra import Spectrum, read_spectra, save_spectra
 
 spectra = hnp.arrays(np.float64, st.integers(1, 12), elements=st.floats(0, 1e6)).filter(lambda s: s.max() > 1e-6)
 

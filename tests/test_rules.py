@@ -11,9 +11,11 @@ import torch
 from scipy import stats
 from torch import nn
 
-from rankcollapse import RULES, convert, exact_feedback, models, optim
-from rankcollapse.config import Settings
-from rankcollapse.feedback import feedback_layers
+from rankcollapse import RULES, convert, exact_feedback
+from rankcollapse.experiment.config import Settings
+from rankcollapse.library import models
+from rankcollapse.library import updates as optim
+from rankcollapse.library.feedback import feedback_layers
 
 DIGITS = (1, 8, 8)
 

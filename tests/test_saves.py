@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from rankcollapse import folder, grid, job, lock, saves, seals, train, training
+from rankcollapse import train
 from rankcollapse.errors import Stopped
+from rankcollapse.experiment import folder, grid, job, lock, saves, seals, training
 
 STEPS = 20  # of the run below: two epochs of ten
 PROBES = {"gradient_every": 3, "gradient_stride": 2, "gradient_window": 4, "signals_every": 1, "epochs": 2}
@@ -286,7 +287,7 @@ def test_the_times_of_a_resumed_run_are_those_of_all_its_parts(whole, signalled,
 HOLD = """
 import sys, time
 from pathlib import Path
-from rankcollapse import lock
+from rankcollapse.experiment import lock
 with lock.held(Path(sys.argv[1]), lambda text: print(text, flush=True)):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankcollapse import seals
 from rankcollapse.errors import InputError
+from rankcollapse.experiment import seals
 
 ROOT = Path(__file__).parents[1]
 

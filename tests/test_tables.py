@@ -22,12 +22,12 @@ import pytest
 import yaml
 from scipy import stats
 
-from rankcollapse import folder as folders
-from rankcollapse import seals
-from rankcollapse.config import InputError, RunConfig, Settings, read
-from rankcollapse.grid import grid as grid_of
-from rankcollapse.grid import identity, overlay, plan
-from rankcollapse.spectra import Spectrum, save_spectra
+from rankcollapse.experiment import folder as folders
+from rankcollapse.experiment import seals
+from rankcollapse.experiment.config import InputError, RunConfig, Settings, read
+from rankcollapse.experiment.grid import grid as grid_of
+from rankcollapse.experiment.grid import identity, overlay, plan
+from rankcollapse.library.spectra import Spectrum, save_spectra
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "workflow" / "scripts"

@@ -19,13 +19,16 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 import rankcollapse
-from rankcollapse import data as batching
-from rankcollapse import feedback, files, grid, load_checkpoint, models, optim, probes, seals, train
-from rankcollapse import folder as folders
-from rankcollapse.config import InputError, RunConfig, run_config
-from rankcollapse.rules import Backpropagation
-from rankcollapse.spectra import Spectrum, read_spectra, save_spectra
-from rankcollapse.training import deterministic, evaluate, fit, make_model, pick_device
+from rankcollapse import load_checkpoint, train
+from rankcollapse.experiment import data as batching
+from rankcollapse.experiment import files, grid, seals
+from rankcollapse.experiment import folder as folders
+from rankcollapse.experiment.config import InputError, RunConfig, run_config
+from rankcollapse.experiment.training import deterministic, evaluate, fit, make_model, pick_device
+from rankcollapse.library import feedback, models, probes
+from rankcollapse.library import updates as optim
+from rankcollapse.library.rules import Backpropagation
+from rankcollapse.library.spectra import Spectrum, read_spectra, save_spectra
 
 FILES = {*folders.RUN, "run.json", ".run.json"}
 PROBES = {"gradient_every": 1, "gradient_stride": 4, "gradient_window": 8, "signals_every": 1}

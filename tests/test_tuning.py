@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 from test_config import a_grid, refused
 
-from rankcollapse import files, grid, seals
-from rankcollapse.config import InputError, RunConfig, read, run_config
+from rankcollapse.experiment import files, grid, seals
+from rankcollapse.experiment.config import InputError, RunConfig, read, run_config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "workflow" / "scripts"))
 
-import analysis
-import choose
+from rankcollapse.experiment import tuning as choose
+from rankcollapse.render import tables as analysis
 
 RATES = [0.01, 0.1, 1.0]
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from rankcollapse import cpu, lock, seals
+from rankcollapse.experiment import cpu, lock, seals
 
 ROOT = Path(__file__).parents[1]
 FIGURES = [path.stem for path in (ROOT / "workflow/scripts/figures").glob("*.py")]

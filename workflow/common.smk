@@ -20,7 +20,7 @@ from snakemake.settings.types import DeploymentMethod
 sys.path[:0] = [workflow.basedir, os.path.join(workflow.basedir, "workflow")]
 
 import warm
-from rankcollapse import cpu, datasets, files, gpus, grid
+from rankcollapse.experiment import cpu, datasets, files, gpus, grid
 from rankcollapse.errors import InputError
 
 # For a report Snakemake (9.27) asks for the sizes of all inputs and takes none: a screenful of complaints.

@@ -1,6 +1,6 @@
 # Before the jobs are planned: what is damaged is to be made again, and the lock of a dead Snakemake goes. Snakemake
 # itself looks at times alone, and at locks without asking whose they are.
-from rankcollapse import lock, seals
+from rankcollapse.experiment import lock, seals
 
 RUNNING = Path(".snakemake", "running")  # a file per Snakemake that works here
 

@@ -1,0 +1,64 @@
+"""From a RunConfig to its network, with feedback weights, and to the optimisers that train it."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from rankcollapse.errors import InputError
+from rankcollapse.experiment import data, datasets
+from rankcollapse.experiment.config import RunConfig
+from rankcollapse.library import models, updates
+from rankcollapse.library.rules import RULES
+
+
+def skeleton(config: RunConfig) -> nn.Module:
+    """The network of a run on the meta device: shapes without memory or randomness."""
+    record = datasets.SETS[config.dataset]
+    return models.skeleton(shape=record.shape, classes=record.classes, **config.model_dump())
+
+
+def make_model(config: RunConfig, device: torch.device | str = "cpu") -> nn.Module:
+    """The network of a run as it is before the first step, on `device`, with its feedback weights."""
+    model = models.initialize(skeleton(config).to_empty(device="cpu"), data.generator(config.seed, "weights"))
+    RULES[config.rule].attach(model, data.generator(config.seed, "feedback"), models.init_weight)
+    models.freeze(model, config.learning_blocks)
+    return model.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+
+
+def optimizers(model: nn.Module, config: RunConfig) -> list[torch.optim.Optimizer]:
+    """The optimisers of a run, for what its rule lets learn: the first takes the forward weights, the classifier's too.
+
+    Under SGD it takes all parameters; decay and interventions touch the forward weights alone. Under Muon a second,
+    AdamW, takes biases and norm parameters.
+    """
+    weights = [w for w in models.matrices(model).values() if w.requires_grad]
+    rest = [p for p in model.parameters() if p.requires_grad and all(p is not w for w in weights)]
+    if config.optimizer == "muon":
+        knobs = {"ns_steps": config.ns_steps, "shape_factor": config.shape_factor}
+        muon = updates.Muon(weights, config.lr, config.momentum, config.weight_decay, **knobs)
+        return [muon, torch.optim.AdamW(rest, lr=config.auxiliary_lr, weight_decay=0.0)]
+    groups = [{"params": weights}, {"params": rest, "weight_decay": 0.0}]
+    change = intervention(model, config)
+    return [updates.MomentumSGD(groups, config.lr, config.momentum, config.weight_decay, change)]
+
+
+def intervention(model: nn.Module, config: RunConfig) -> Callable[[Tensor], Tensor] | None:
+    """The intervention of a run on the updates of its matrices, or None. Raises InputError for a rank beyond a matrix."""
+    if config.update == "top_r":
+        for name, weight in models.matrices(model).items():
+            rows, columns = weight.flatten(1).shape
+            if config.rank > min(rows, columns):
+                what = f"the {rows} x {columns} matrix of layer {name!r} of {config.architecture}"
+                raise InputError(f"rank is {config.rank}, beyond {what}; it must be {min(rows, columns)} or less")
+        return lambda update: updates.top_r(update, config.rank)
+    if config.update == "full_rank":
+        return lambda update: updates.full_rank(update, config.norm)
+    return None
+
+
+def check(config: RunConfig) -> None:
+    """Raise InputError if the network or the update of a run cannot be made."""
+    net = skeleton(config)
+    models.freeze(net, config.learning_blocks)
+    intervention(net, config)

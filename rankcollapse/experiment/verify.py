@@ -1,0 +1,76 @@
+"""Check all that was made against its seals, reading every byte.
+
+In a copy of the repository that has run nothing, what git does not keep is not missed.
+"""
+
+import subprocess
+import time
+from pathlib import Path
+
+from rankcollapse.errors import InputError
+from rankcollapse.experiment import files, folder, plan
+
+
+def seal(results: Path, names: list[str]) -> None:
+    """Seal what a preset has made: manifest.json has the sha256 of the files `names` and of run.json of each run and
+    candidate, as far as they are there; the other files of a run are sealed by that.
+    """
+    made = [*names, *map(str, _planned(results / "plan.json"))]
+    there = [name for name in made if Path(name).exists()]
+    files.seal(files.manifest(results), {"preset": results.name}, there, ".")
+
+
+def verify(results: Path) -> int:
+    """Print each file of a preset that is missing, altered or stray; how many they are."""
+    started, digest = time.monotonic(), files.Digests(results / ".digests.json", fresh=True)
+    runs = {*_planned(results / "plan.json"), *(Path(name) for name in _sealed(results) if name.endswith("/run.json"))}
+    found = {path: what for _, path, what in files.problems(results, sorted(runs), digest)}
+    away = [] if runs and any(path.exists() for path in runs) else _not_kept(found)
+    found = {path: what for path, what in found.items() if path not in away}
+    found |= dict.fromkeys(_strays(results, digest), "stray")
+    for path, what in sorted(found.items()):
+        print(f"{path}: {what}")
+    digest.save()  # by which the next call of snakemake knows what to make again
+    sound = len(digest.used) - [*found.values()].count("altered")
+    note = f", {len(away)} are not part of the repository" if away else ""
+    print(f"{results}: {sound} files as sealed{note}, {len(found)} not ({time.monotonic() - started:.1f} s)")
+    return len(found)
+
+
+def _planned(path: Path) -> list[Path]:
+    """run.json of each run and candidate of a plan, if there is a readable one."""
+    try:
+        found = [(path.parent / where, plan.entries(path, part)) for part, where in plan.FOLDERS.items()]
+    except InputError:
+        return []
+    return [where / name / folder.RESULT for where, entries in found for name in entries]
+
+
+def _sealed(results: Path) -> dict:
+    try:
+        return files.sealed(files.manifest(results))["files"]
+    except InputError:  # named among what is altered
+        return {}
+
+
+def _not_kept(found: dict[Path, str]) -> list[Path]:
+    """Those that are missing and no part of the repository; none where there is none."""
+    try:
+        said = subprocess.check_output(["git", "ls-files", "-z"], encoding="utf-8", stderr=subprocess.DEVNULL)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    kept = {*said.split("\0")}
+    return [path for path, what in found.items() if what == "missing" and str(path) not in kept]
+
+
+def _strays(results: Path, digest: files.Digests) -> list[Path]:
+    """Files, or whole run folders, beside the sealed ones that no seal names; not of runs that are being trained."""
+    places = [*(results / part for part in ("runs", "tuning", "tables", "summary", "pages"))]
+    places += [Path("figures", results.name), Path("paper", results.name)]
+    known = {*digest.used, *(name.replace(f"/{folder.RESULT}", f"/{folder.COPY}") for name in digest.used)}
+    found = [path for place in places for path in place.rglob("*") if path.is_file() and str(path) not in known]
+    unfinished = {path.parents[2] for path in found if path.parents[1].name == "state"}
+    found = [path for path in found if not unfinished & {*path.parents} and path.name != folder.LOCK]
+    sealed = {str(Path(name).parent) for name in known}
+    whole = {path: path.parent for path in found if str(path.parent) not in sealed and {*places[:2]} & {*path.parents}}
+    return [*dict.fromkeys(whole.get(path, path) for path in found)]

@@ -1,0 +1,143 @@
+"""The networks of the grid. A new one is a function here, its name in ARCHITECTURES and in `experiment/config.py`.
+
+Its parameters are the image's shape (channels, height, width), the classes, and the knobs that it takes, by name; its
+last Linear layer is named `head`. Built without touching the global random state: the modules are made on the meta
+device, then filled from a generator.
+"""
+
+import inspect
+import itertools
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from rankcollapse.errors import InputError
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+
+
+def _add(net: nn.Sequential, name: str, layer: nn.Module, normalization: str, relu: bool = True) -> None:
+    """Append the layer, the norm of its outputs, whose shift takes the place of the layer's bias, and ReLU."""
+    net.add_module(name, layer)
+    if normalization == "batch":
+        layer.bias = None
+        conv = isinstance(layer, nn.Conv2d)
+        net.append(nn.BatchNorm2d(layer.out_channels) if conv else nn.BatchNorm1d(layer.out_features))
+    if relu:
+        net.append(nn.ReLU())
+
+
+def mlp(shape: tuple[int, int, int], classes: int, width: int, depth: int, normalization: str) -> nn.Module:
+    """`depth` hidden layers of `width` units with ReLU, then the classifier `head`."""
+    sizes = [math.prod(shape)] + [width] * depth
+    net = nn.Sequential(nn.Flatten())
+    for i, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
+        _add(net, f"hidden{i}", nn.Linear(inputs, outputs), normalization)
+    net.add_module("head", nn.Linear(width, classes))
+    return net
+
+
+def cnn4(shape: tuple[int, int, int], classes: int, width: int, normalization: str) -> nn.Module:
+    """Four 3x3 convolutions of stride 2 with `width` times 1, 2, 2, 4 channels, flattened into the `head`."""
+    channels, height, breadth = shape
+    sizes = [channels, width, 2 * width, 2 * width, 4 * width]
+    net = nn.Sequential()
+    for i, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
+        _add(net, f"conv{i}", nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), normalization)
+        height, breadth = math.ceil(height / 2), math.ceil(breadth / 2)
+    net.append(nn.Flatten())
+    net.add_module("head", nn.Linear(sizes[-1] * height * breadth, classes))
+    return net
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, which is the identity, or a 1x1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, normalization: str):
+        super().__init__()
+        self.residual, self.shortcut = nn.Sequential(), nn.Sequential()
+        _add(self.residual, "conv1", nn.Conv2d(inputs, outputs, 3, stride, padding=1), normalization)
+        _add(self.residual, "conv2", nn.Conv2d(outputs, outputs, 3, padding=1), normalization, relu=False)
+        if stride != 1 or inputs != outputs:
+            _add(self.shortcut, "conv", nn.Conv2d(inputs, outputs, 1, stride), normalization, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.residual(x) + self.shortcut(x))
+
+
+def resnet18(shape: tuple[int, int, int], classes: int, width: int, stem_stride: int, normalization: str) -> nn.Module:
+    """ResNet-18 (He et al. 2016) with the CIFAR stem: one 3x3 convolution of stride `stem_stride`, no max-pooling."""
+    net = nn.Sequential()
+    _add(net, "stem", nn.Conv2d(shape[0], width, 3, stem_stride, padding=1), normalization)
+    sizes = [width, *(width * factor for factor in (1, 1, 2, 2, 4, 4, 8, 8))]
+    for i, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
+        net.add_module(f"block{i}", BasicBlock(inputs, outputs, outputs // inputs, normalization))
+    net.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten()])
+    net.add_module("head", nn.Linear(8 * width, classes))
+    return net
+
+
+def blocks(net: nn.Sequential) -> list[list[nn.Module]]:
+    """The hidden blocks of a network, from the image on: each child with a name, and the nameless ones after it."""
+    found: list[list[nn.Module]] = []
+    for name, module in net.named_children():
+        if not name.isdigit():
+            found.append([])
+        if found:
+            found[-1].append(module)
+    return found[:-1]  # the last is the classifier
+
+
+def freeze(net: nn.Sequential, learning: int | None) -> None:
+    """Let the last `learning` blocks and the classifier learn, in place; None: all. Raises InputError beyond them."""
+    if learning is None:
+        return
+    found = blocks(net)
+    if learning > len(found):
+        what = f"learning_blocks is {learning}, but the network has {len(found)} blocks before its classifier"
+        raise InputError(f"{what}; it must be {len(found)} or less")
+    net.requires_grad_(False)
+    for module in [net.head, *itertools.chain(*found[-learning:])]:
+        module.requires_grad_(True)
+
+
+ARCHITECTURES = {"mlp": mlp, "cnn4": cnn4, "resnet18": resnet18}
+
+
+def init_weight(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """PyTorch's own law for Linear and Conv2d, U(-1/√fan_in, 1/√fan_in), in place. Feedback weights share it."""
+    return nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+
+
+def initialize(model: nn.Module, generator: torch.Generator) -> nn.Module:
+    """Fill a model from `generator`, layer by layer: PyTorch's law for weights and biases, 1 and 0 for norm layers.
+
+    Raises ValueError for any other layer that has values of its own: they would be whatever the memory held.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            init_weight(module.weight, generator)
+            if module.bias is not None:
+                bound = 1 / math.sqrt(math.prod(module.weight.shape[1:]))
+                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+        elif isinstance(module, NORMS):
+            module.reset_parameters()  # constants: draws nothing
+        elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+            what = f"layer {name!r} is a {type(module).__name__}"
+            raise ValueError(f"{what}, whose law models.initialize does not know: add it there")
+    return model
+
+
+def skeleton(architecture: str, shape: tuple[int, int, int], classes: int, **knobs: object) -> nn.Module:
+    """A network of ARCHITECTURES on the meta device: shapes without memory or randomness. Takes of `knobs` its own."""
+    make = ARCHITECTURES[architecture]
+    mine = [name for name in inspect.signature(make).parameters if name not in ("shape", "classes")]
+    with torch.device("meta"):
+        return make(shape, classes, **{knob: knobs[knob] for knob in mine})
+
+
+def matrices(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The forward weights by layer name, in the order of the model: those of Linear and Conv2d layers."""
+    return {name: m.weight for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}

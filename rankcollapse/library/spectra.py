@@ -1,0 +1,52 @@
+"""Singular values by Gram matrices, all in float64."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SLICE = 2**13  # columns of a long matrix that are in memory at a time
+
+
+def singular_values(matrix: Tensor) -> np.ndarray:
+    """Singular values of an [m, n] matrix, descending, float64 [min(m, n)]; NaN all through if an entry is not finite.
+
+    By the eigenvalues of the smaller Gram matrix: values below about 1e-8 of the largest are noise.
+    """
+    matrix = matrix.double()
+    return from_gram(matrix @ matrix.t() if matrix.shape[0] <= matrix.shape[1] else matrix.t() @ matrix)
+
+
+def from_gram(gram: Tensor) -> np.ndarray:
+    """Singular values of A, descending, float64 [n], from its Gram matrix A Aᵀ [n, n]."""
+    squares, _ = eigen(gram, vectors=False)
+    return squares.flip(0).clamp(min=0).sqrt().cpu().numpy()
+
+
+def eigen(gram: Tensor, vectors: bool = True) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of a symmetric matrix [n, n], ascending, float64 [n], and its eigenvectors [n, n], or nothing of use.
+
+    NaN all through for a matrix that is not finite, so that the loss or the rank made of it shows it. The divide and
+    conquer of LAPACK and cuSOLVER fails to converge on some matrices, at every attempt: those are solved as an SVD.
+    """
+    gram = gram.double()
+    if bool(torch.isfinite(gram).all()):
+        try:
+            return torch.linalg.eigh(gram) if vectors else (torch.linalg.eigvalsh(gram), gram)
+        except torch.linalg.LinAlgError:
+            left, values, _ = torch.linalg.svd(gram)
+            return values.flip(0), left.flip(1)
+    return torch.full_like(gram[0], math.nan), torch.full_like(gram, math.nan)
+
+
+def gram(rows: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """A Aᵀ, float32 [T, T] on `device`, of rows [T, P] of any type; by slices: A may be a file larger than memory."""
+    total, block = len(rows), -(-len(rows) // 3)
+    products = torch.zeros(total, total, device=device)
+    buffer = torch.empty(total, SLICE, device=device)
+    for part in rows.split(SLICE, dim=1):
+        columns = buffer[:, : part.shape[1]].copy_(part)
+        for i in range(0, total, block):  # only at and below the diagonal: two thirds of the work
+            products[i:, i : i + block].addmm_(columns[i:], columns[i : i + block].t())
+    return products.tril() + products.tril(-1).t()

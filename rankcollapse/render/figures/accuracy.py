@@ -1,0 +1,33 @@
+"""6. Test accuracy.
+
+All arms but the ladder's: a point per run, mean and standard deviation; a panel per study and data set.
+"""
+
+from pandas import DataFrame
+from seaborn import FacetGrid
+
+from rankcollapse.render import drawing
+from rankcollapse.render.tables import Tables, finished
+
+SHOWN = "not (intervention or ladder)"
+
+
+def data(tables: Tables) -> DataFrame:
+    """A row per run, with arms of a kind one below the other: FA beside the nets frozen under its conditions."""
+    runs = tables["runs"]
+    kinds = runs.groupby(["optimizer", "normalization"], sort=False).ngroup()
+    return runs.iloc[kinds.argsort(kind="stable")]
+
+
+def draw(table: DataFrame, looks: dict) -> FacetGrid:
+    return drawing.accuracies(table, looks, "arm")
+
+
+def caption(table: DataFrame) -> str:
+    panels = finished(table).groupby("panel", sort=False)
+    parts = [f"{panel}: {drawing.under(part, 'test_accuracy', 1)}" for panel, part in panels]
+    return f"Test accuracy, in %; a point is a run; dotted: chance; –: no finished run. {'; '.join(parts)}."
+
+
+if __name__ == "__main__":
+    drawing.main(__doc__, SHOWN, data, draw, caption, "bars")

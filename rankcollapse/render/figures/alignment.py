@@ -1,0 +1,89 @@
+"""5. Alignment.
+
+Over training: the cosine of W and B in the last hidden layer, and that of a rule's gradient and the BP gradient of the
+same batch, there and in the whole net below the classifier; beside a null, an untrained B. Then what may speak against
+them: a BP gradient too small to be a reference, and activations and weights that grow. The rules with a B, and BP; a
+strip per study and data set.
+"""
+
+from matplotlib.ticker import LogFormatter
+from pandas import DataFrame, concat
+from seaborn import FacetGrid
+
+from rankcollapse.render import drawing
+from rankcollapse.render.drawing import last_hidden
+from rankcollapse.render.tables import FLOOR, KEYS, Tables, finished, last, select
+
+SHOWN = "(aligned or rule == 'bp') and not (intervention or ladder or control)"
+COSINES = ["cos(W, B)", "cos(∇, ∇BP)"]
+SIZES = ["‖∇BP‖ / ‖W‖", "rms activation", "‖W‖ / at start"]
+OF = ["panel", "quantity", "layer"]
+
+
+def data(tables: Tables) -> DataFrame:
+    """A row per run, probe and curve, named by `kind`; a cosine has the mean and deviation of its null over all arms at
+    its epoch, and that of its `own` arm over training.
+    """
+    cosines = tables["alignment"]
+    null = finished(cosines[cosines["quantity"].str.endswith("_null")])
+    null = null.assign(quantity=null["quantity"].str.removesuffix("_null"))
+    pooled = null.groupby([*OF, "epoch"])["value"].agg(["mean", "std"])
+    own = null.groupby([*OF, "arm"])["value"].std().rename("own")
+    weights, gradients = (select(cosines, quantity=quantity) for quantity in ("weight", "gradient"))
+    whole = select(gradients, layer="all").assign(name="whole net")
+    table = concat([last_hidden(weights), last_hidden(gradients), whole])
+    table = table.join(pooled, on=[*OF, "epoch"]).join(own, on=[*OF, "arm"])
+    table["kind"] = table["quantity"].map(dict(zip(["weight", "gradient"], COSINES, strict=True)))
+    sizes = concat(part.assign(kind=kind) for kind, part in zip(SIZES, ratios(tables["norms"]), strict=True))
+    table = concat([table, sizes.assign(value=sizes["value"].clip(lower=FLOOR / 8))])  # a logarithmic axis has no 0
+    return table.assign(head=table["kind"] + "\n" + table["name"])
+
+
+def ratios(norms: DataFrame) -> tuple[DataFrame, DataFrame, DataFrame]:
+    """The rows of each of SIZES: of the first layer, of the classifier, of the last hidden layer."""
+    at = [*KEYS, "layer", "step"]
+    weight, reference = (select(norms, quantity=quantity) for quantity in ("weight", "reference"))
+    first = select(drawing.by_layer(reference), place=0).join(weight.set_index(at)["value"].rename("size"), on=at)
+    activation = drawing.by_layer(select(norms, quantity="activation", layer="head"))
+    top = last_hidden(weight)
+    start = top.sort_values("step").groupby(KEYS)["value"].transform("first")
+    return first.assign(value=first["value"] / first["size"]), activation, top.assign(value=top["value"] / start)
+
+
+def draw(table: DataFrame, looks: dict) -> FacetGrid:
+    grid = drawing.facets(table, 1.45, sharey=False)
+    drawing.share(grid, "kind")
+    for axes, part in drawing.cells(grid):
+        if part["kind"].iloc[0] in SIZES:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(LogFormatter())  # in plain digits: few fit
+            continue
+        band = part.groupby("epoch")[["mean", "std"]].first()
+        low, high = (band["mean"] + sign * 2 * band["std"] for sign in (-1, 1))
+        axes.fill_between(band.index, low, high, color=drawing.GREY, alpha=0.25, linewidth=0)
+        axes.axhline(0, color=drawing.GREY, linewidth=0.5, zorder=0)
+    for axes, _ in drawing.cells(grid, kind=SIZES[0]):
+        axes.axhline(FLOOR, color=drawing.GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
+    drawing.lines(grid, "epoch", "value", looks, xlim=(0, None))
+    return grid.set_axis_labels("epoch", "")
+
+
+def caption(table: DataFrame) -> str:
+    gradients = finished(select(table, quantity="gradient"))
+    here = select(drawing.first(table), quantity="gradient", layer="all")
+    ends = last(here, "value").groupby("arm", sort=False)
+    values = [f"{arm} {drawing.mean_std(mine['value'], 2)} ({mine['own'].iloc[0]:.2f})" for arm, mine in ends]
+    return (
+        f"Cosine of forward and feedback weights (W, B), and of an arm's gradient and the BP gradient of one batch (∇, "
+        f"∇BP). Grey: the same with an untrained B, drawn anew at every probe, mean ± 2 standard deviations over all "
+        f"arms' runs; a cosine within it is none. {gradients['struck'].sum()} of {len(gradients)} cosines of gradients "
+        f"are left out: their reference is below the floor of float32, ‖∇BP‖ < 2⁻²³ ‖W‖ (dotted). Right: that ratio, "
+        f"the root mean square of the activations into the classifier, and the growth of W; logarithmic axes, "
+        f"geometric means. {drawing.first(table)['panel'].iloc[0]}, gradients of the whole net after training, and in "
+        f"brackets the deviation of the arm's own null over training: {', '.join(values) or 'none'}."
+    )
+
+
+if __name__ == "__main__":
+    drawing.main(__doc__, SHOWN, data, draw, caption)

@@ -1,0 +1,40 @@
+"""8. Training curves.
+
+Training loss and validation accuracy over epochs. All arms but the ladder and the frozen nets; a panel per study and
+data set.
+"""
+
+from pandas import DataFrame
+from seaborn import FacetGrid
+
+from rankcollapse.render import drawing
+from rankcollapse.render.tables import Tables, last, select
+
+SHOWN = "not (intervention or ladder or control)"
+HEADS = {"train_loss": "training loss", "validation_accuracy": "accuracy, %"}
+
+
+def data(tables: Tables) -> DataFrame:
+    """A row per epoch and curve."""
+    epochs = tables["epochs"].rename(columns=HEADS)
+    return epochs.melt(epochs.columns.difference([*HEADS.values()]), [*HEADS.values()], "head")
+
+
+def draw(table: DataFrame, looks: dict) -> FacetGrid:
+    grid = drawing.facets(table, 1.7, sharey=False)
+    drawing.share(grid, "dataset", "head")
+    drawing.lines(grid, "epoch", "value", looks, xlim=(0, None), ylim=(0, None))
+    drawing.chance(grid, head=HEADS["validation_accuracy"])
+    return grid.set_axis_labels("epoch", "")
+
+
+def caption(table: DataFrame) -> str:
+    ends = last(select(drawing.first(table), head=HEADS["train_loss"]), "value")
+    return (
+        f"Training loss, in nats, and validation accuracy (dotted: chance). {ends['panel'].iloc[0]}, "
+        f"after {ends['epoch'].max()} epochs: training loss {drawing.under(ends, 'value', 2)}."
+    )
+
+
+if __name__ == "__main__":
+    drawing.main(__doc__, SHOWN, data, draw, caption)

@@ -1,0 +1,58 @@
+"""10. Depth.
+
+Does depth pay? Test accuracy against the number of blocks that learn, counted from the classifier: 0 is the classifier
+alone. Horizontal: norm parameters learn too, hidden weights do not. A panel per study and data set that has such arms.
+"""
+
+from pandas import DataFrame, concat
+from seaborn import FacetGrid
+
+from rankcollapse.render import drawing
+from rankcollapse.render.tables import Tables, finished, select
+
+SHOWN = "laddered and not intervention"
+KIND = ["panel", "optimizer", "normalization"]  # what the frozen net that is k = 0 shares with a ladder
+
+
+def data(tables: Tables) -> DataFrame:
+    """A row per run and ladder that it is on, with k, and as its arm that in which all blocks of the ladder learn."""
+    runs, layers = tables["runs"], tables["norms"]
+    blocks = layers["layer"].str.split(".").str[0].groupby(layers["panel"]).nunique() - 1  # the classifier is none
+    runs = runs.assign(blocks=runs["panel"].map(blocks))
+    runs["k"] = runs["learning_blocks"].fillna(runs["blocks"]).mask(runs["control"])
+    learning, frozen = runs[~runs["control"]], select(runs, rule="frozen").assign(k=0)
+    tops = learning[~learning["ladder"]].drop_duplicates([*KIND, "rule"])[[*KIND, "rule", "arm"]]
+    ladders = learning[learning["ladder"] | learning["arm"].isin(tops["arm"])].drop(columns="arm").merge(tops)
+    frozen = frozen.drop(columns=["arm", "rule"]).merge(tops)
+    return concat([ladders, frozen, runs[runs["control"] & (runs["rule"] != "frozen")]], ignore_index=True)
+
+
+def draw(table: DataFrame, looks: dict) -> FacetGrid:
+    grid = drawing.facets(table, 2.1, sharey=False)
+    drawing.share(grid, "dataset")
+    for axes, part in drawing.cells(grid):  # before the lines, which settle the limits
+        for arm, mine in finished(part[part["k"].isna()]).groupby("arm", sort=False)["test_accuracy"]:
+            look = {"color": looks["palette"][arm], "dashes": looks["dashes"][arm] or (None, None)}
+            axes.axhline(mine.mean(), linewidth=1, zorder=1, **look)
+    drawing.lines(grid, "k", "test_accuracy", looks)
+    for axes, part in drawing.cells(grid):
+        ticks = sorted(part["k"].dropna().unique())
+        axes.set_xticks(ticks, ["all" if k == part["blocks"].iloc[0] else f"{k:.0f}" for k in ticks])
+    return grid.set_axis_labels("blocks that learn", "test accuracy, %")
+
+
+def caption(table: DataFrame) -> str:
+    parts = []
+    for arm, mine in drawing.first(table).groupby("arm", sort=False):
+        ks = mine.groupby("k")["test_accuracy"]
+        values = [f"{drawing.mean_std(values, 1)} with {k:.0f}" for k, values in ks]
+        parts.append(f"{arm} {', '.join(values) or drawing.mean_std(mine['test_accuracy'], 1)}")
+    return (
+        f"Test accuracy, in %, against the number of blocks that learn, counted from the classifier, others as "
+        f"initialised; 0: the classifier alone. Horizontal: the norm parameters of all blocks learn too, and no hidden "
+        f"weight. {drawing.first(table)['panel'].iloc[0]}: {'; '.join(parts)}."
+    )
+
+
+if __name__ == "__main__":
+    drawing.main(__doc__, SHOWN, data, draw, caption)

@@ -1,0 +1,53 @@
+"""4. Ranks under Muon and normalisation.
+
+Layer by layer at the end of training: of errors pooled over training, of activations of one probe batch, and of the
+update of one step. All rules but BP, and BP under SGD for reference, without the ladder and the frozen nets; a strip
+per study and data set.
+"""
+
+from matplotlib.scale import SymmetricalLogScale
+from pandas import DataFrame, concat
+from seaborn import FacetGrid
+
+from rankcollapse.render import drawing
+from rankcollapse.render.tables import Tables, last, select
+
+SHOWN = "not (intervention or ladder or control) and (rule != 'bp' or optimizer == 'sgd')"
+MEASURE = "entropy_s2"
+HEADS = {"errors, pooled": ("error", "pooled"), "activations": ("activation", "batch"), "updates": ("update", "step")}
+
+
+def data(tables: Tables) -> DataFrame:
+    """The last rank of every run, quantity and layer."""
+    spectra = [
+        select(tables["ranks"], quantity=quantity, scope=scope).assign(head=head)
+        for head, (quantity, scope) in HEADS.items()
+    ]
+    return drawing.by_layer(last(concat(spectra), MEASURE, ["head", "layer"]))
+
+
+def draw(table: DataFrame, looks: dict) -> FacetGrid:
+    grid = drawing.facets(table, 1.6)
+    scale = SymmetricalLogScale(None, linthresh=1, linscale=0.3)  # down to 0, the rank of a matrix of zeros
+    drawing.lines(grid, "place", MEASURE, looks, yscale=scale, ylim=(0, None))
+    for axes, part in drawing.cells(grid):
+        names = part.groupby("place")["name"].first()
+        some = names.iloc[[0, len(names) // 2, -1]]
+        axes.set_xticks(some.index, some)
+        axes.yaxis.set_major_formatter("{x:g}")
+    grid.set(xmargin=0.1)
+    return grid.set_axis_labels("layer", f"effective rank,\n{drawing.MEASURES[MEASURE]}")
+
+
+def caption(table: DataFrame) -> str:
+    here = drawing.first(table)
+    layer = select(here, place=max(here["place"].max() - 1, 0))
+    parts = [f"{head} {drawing.under(part, MEASURE)}" for head, part in layer.groupby("head", sort=False)]
+    return (
+        f"Effective rank ({drawing.MEASURES[MEASURE]}, logarithmic axis) at the end of training. "
+        f"{layer['panel'].iloc[0]}, {layer['name'].iloc[0]}: {'; '.join(parts)}."
+    )
+
+
+if __name__ == "__main__":
+    drawing.main(__doc__, SHOWN, data, draw, caption)

@@ -1,0 +1,69 @@
+"""9. Tuning.
+
+Validation accuracy of every candidate over learning rates, with the choices marked: all tuned arms, interventions too;
+a panel per study and data set, with one for each optimizer in it.
+"""
+
+import numpy as np
+from pandas import DataFrame
+from seaborn import FacetGrid
+
+from rankcollapse.render import drawing
+from rankcollapse.render.tables import Tables, finished, select
+
+SHOWN = "rate == 'tuned'"
+NAMES = {"sgd": "SGD", "muon": "Muon"}
+
+
+def data(tables: Tables) -> DataFrame:
+    """A row per candidate: its outcome is that of its worst seed, `path` whether its weight decay is the middle one."""
+    table = tables["tuned"].rename(columns={"validation_percent_mean": "mean", "validation_percent_std": "std"})
+    middle = table.groupby(["panel", "arm"])["weight_decay"].transform(lambda decays: decays.mode().iloc[0])
+    outcome = np.where(table["diverged"] > 0, "diverged", "finished")
+    table = table.assign(path=table["weight_decay"] == middle, outcome=outcome, title=table["panel"])
+    return table.assign(head=table["optimizer"].map(NAMES))
+
+
+def draw(table: DataFrame, looks: dict) -> FacetGrid:
+    grid = drawing.facets(table, 2.2)
+    for axes, panel in drawing.cells(grid):
+        axes.set_xscale("log")
+        for arm, part in panel.groupby("arm", sort=False):
+            colour, marker = looks["palette"][arm], looks["markers"][arm]
+            look = {"color": colour, "marker": marker, "markeredgewidth": 0, "linestyle": "none"}
+            sound, lost = finished(part), select(part, outcome="diverged")
+            path, best = select(sound, path=True).sort_values("lr"), select(sound, chosen=True)
+            axes.plot("lr", "mean", data=path, color=colour, dashes=looks["dashes"][arm] or (None, None))
+            span = path["mean"] - path["std"], path["mean"] + path["std"]
+            axes.fill_between(path["lr"], *span, color=colour, alpha=0.18, linewidth=0)
+            axes.plot("lr", "mean", data=sound, **look)
+            edge = {"markersize": 6, "markeredgewidth": 1, "markeredgecolor": "black", "zorder": 4}
+            axes.plot("lr", "mean", data=best, **look | edge)
+            axes.plot(lost["lr"], lost["mean"].fillna(0), **look | {"marker": "x", "markeredgewidth": 1.3})
+    drawing.chance(grid)
+    drawing.legend(grid, looks)
+    return grid.set_axis_labels("learning rate", "validation accuracy, %")
+
+
+def caption(table: DataFrame) -> str:
+    epochs, seeds = (" to ".join(map(str, sorted({*table[column].agg(["min", "max"])}))) for column in ("epochs", "n"))
+    spread = ", mean ± 1 standard deviation" if table["std"].notna().any() else ""
+    best, checked = select(table, chosen=True), table.dropna(subset="full_percent")
+    tops = checked.loc[checked.groupby(["panel", "arm"])["full_percent"].idxmax()]
+    ends = best[best["edge"] != ""].groupby(["panel", "edge"], sort=False)["arm"]
+    edges = [f"{panel}, {edge}: {', '.join(arms)}" for (panel, edge), arms in ends]
+    return (
+        f"Validation accuracy after {epochs} epochs, in %, of the {len(table)} candidates of {len(best)} tuned arms; "
+        f"n = {seeds} a candidate, with seeds that no run has{spread}. Large, with a dark edge: the choice. Crosses: "
+        f"the {len(select(table, outcome='diverged'))} that diverged with a seed, and so are never chosen. Unjoined: "
+        f"other weight decays than the middle one. Dotted: chance. Choices at an end of the values tried: "
+        f"{'; '.join(edges) or 'none'}."
+        + (
+            f" Trained to full length, the choice is best in {tops['chosen'].sum()} of {len(tops)} arms."
+            * bool(len(tops))
+        )
+    )
+
+
+if __name__ == "__main__":
+    drawing.main(__doc__, SHOWN, data, draw, caption, None)
