@@ -41,7 +41,9 @@ def refused(function, *arguments):
         raise WorkflowError(str(error))
 
 
-GRID = refused(grid.grid, {key: SAID.get(value, value) if isinstance(value, str) else value for key, value in config.items()})
+GRID = refused(
+    grid.grid, {key: SAID.get(value, value) if isinstance(value, str) else value for key, value in config.items()}
+)
 RESULTS, FIGURES = f"results/{GRID.preset}", f"figures/{GRID.preset}"
 PLAN = f"{RESULTS}/plan.json"  # made by no job; training is not to wait for it, nor to run again for it
 TUNED = GRID.tuned or f"{RESULTS}/tuned.csv"
@@ -74,7 +76,9 @@ named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
 named.add_argument("--workflow-profile", default="none")
 PROFILE = named.parse_known_args()[0].workflow_profile
 if PROFILE != "none" and not os.path.exists(PROFILE):  # Snakemake would go on without it, on the machine that submits
-    raise WorkflowError(f"--workflow-profile is {PROFILE!r}, which does not exist: it must be a folder, as profiles/slurm")
+    raise WorkflowError(
+        f"--workflow-profile is {PROFILE!r}, which does not exist: it must be a folder, as profiles/slurm"
+    )
 
 
 def quoted(text):

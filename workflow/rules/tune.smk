@@ -34,7 +34,7 @@ rule data:
         mem_mb=3000,
         runtime=60,
     shell:
-        "python -m rankcollapse data {wildcards.dataset} --data-dir \"$DATA_DIR\" --ready {READY} $NO_DOWNLOAD"
+        'python -m rankcollapse data {wildcards.dataset} --data-dir "$DATA_DIR" --ready {READY} $NO_DOWNLOAD'
         " 2>&1 | tee {log:q} >&2"
 
 
