@@ -139,8 +139,8 @@ def run(client: socket.socket, arguments: list[str], folder: str, environment: d
         client.send(HEAD.pack(os.getpid()))
         threading.Thread(target=end_with, args=(client,), daemon=True).start()
         paths = list(filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)))
-        with open("/proc/self/comm", "w") as file:  # what `ps -o comm` shows
-            file.write(" ".join(arguments[1:])[:15])
+        with open("/proc/self/comm", "w") as file:  # what `ps -o comm` shows, as in `train results/`
+            file.write(" ".join(arguments[2:])[:15])
         sys.argv, sys.path[:] = arguments[1:], [folder, *paths, *base]  # of `-m MODULE ARGUMENT...`
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
         code = 0
