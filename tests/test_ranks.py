@@ -1,5 +1,7 @@
 """Singular values by Gram matrices against NumPy's, the measures of a spectrum by hand, and the file of spectra."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -95,7 +97,7 @@ def test_measures_depend_neither_on_scale_nor_on_order_nor_on_zeros(s, scale, ra
 def test_measures_are_ordered_as_renyi_entropies_are_between_one_and_the_number_of_values(s):
     found = measures(s)
     order = [len(s), *(found[key] for key in ("entropy_s", "entropy_s2", "participation_ratio", "stable_rank")), 1]
-    assert all(larger >= smaller - 1e-9 for larger, smaller in zip(order[:-1], order[1:], strict=True))
+    assert all(larger >= smaller - 1e-9 for larger, smaller in pairwise(order))
 
 
 # ---- the file ----
