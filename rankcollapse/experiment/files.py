@@ -222,6 +222,4 @@ def problems(results: Path | str, runs: Iterable[Path], digest: Digests) -> Iter
         if sealing.exists():
             yield from ((sealing, path, what) for path, what in damage(sealing, sealing.parent, digest))
     if manifest(results).exists():
-        for path, what in damage(manifest(results), Path(), digest):
-            if path.name != "run.json" or what == "missing":  # it may be newer, and seals itself
-                yield path, path, what
+        yield from ((path, path, what) for path, what in damage(manifest(results), Path(), digest))
