@@ -4,7 +4,7 @@ BIN := .venv/bin
 CORES ?= all
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
 
-.PHONY: setup demo quick paper test test-gpu test-slurm test-faults verify lint format bench bench-gpu bench-scale readme schema lock envs check-conda
+.PHONY: setup demo quick paper test test-gpu test-slurm test-conda test-faults verify lint format bench bench-gpu bench-scale readme schema lock envs
 
 setup: .venv/installed
 
@@ -41,6 +41,9 @@ test-gpu: setup ## the tests that run on a GPU, and a report to send; an error w
 test-slurm: setup ## the workflow on a real SLURM of this machine's own, with faults; skipped where that cannot be installed
 	$(BIN)/python -m pytest -m slurm tests/test_slurm.py
 
+test-conda: setup ## the workflow in environments of a real conda that it builds; skipped where that cannot be had
+	$(BIN)/python -m pytest -m conda tests/test_conda.py
+
 test-faults: setup ## kills, damage, full disks: after each the same command again; about 20 minutes
 	$(BIN)/python tests/faults.py
 
@@ -54,7 +57,7 @@ lint: setup
 	$(BIN)/snakemake --lint
 	$(BIN)/python -m rankcollapse schema --check
 	$(BIN)/python workflow/scripts/readme.py --check
-	$(BIN)/python workflow/scripts/environments.py --check
+	$(BIN)/python envs/environments.py --check
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -86,7 +89,4 @@ lock: ## pin the newest versions that pyproject.toml allows (needs uv)
 	$(MAKE) envs
 
 envs: setup ## write the conda environments, from pyproject.toml and the lock
-	$(BIN)/python workflow/scripts/environments.py
-
-check-conda: setup ## make the environments with a real conda, train a run in one, print a report; an error without conda
-	@$(BIN)/python workflow/scripts/check_conda.py
+	$(BIN)/python envs/environments.py
