@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CORES ?= all
-SNAKEMAKE := $(BIN)/snakemake --cores $(CORES)
+PRESET ?= quick
+SNAKEMAKE := $(BIN)/python -m snakemake --cores $(CORES)
 
-.PHONY: setup demo quick paper test test-gpu test-slurm test-conda test-faults verify lint format bench bench-gpu bench-scale readme schema lock envs
+.PHONY: setup demo quick paper render test test-gpu test-slurm test-conda test-faults verify lint format bench bench-gpu bench-scale readme schema lock envs
 
 setup: .venv/installed
 
@@ -25,14 +26,18 @@ demo: setup ## digits, all arms, 2 seeds: minutes, no download
 quick: setup ## real CIFAR on two CPU cores
 	$(SNAKEMAKE) --configfile presets/quick.yaml $(if $(TUNED),--config tuned=$(TUNED))
 	$(SNAKEMAKE) --configfile presets/quick.yaml $(if $(TUNED),--config tuned=$(TUNED)) --report results/quick/report.html
-	$(BIN)/python workflow/scripts/readme.py
+	$(BIN)/python -m rankcollapse.render readme
 	@echo "Done: paper/quick/replication.pdf, results/quick/report.html, figures/quick/README.md, results/quick/README.md"
+
+render: setup ## every figure, table, page and the PDF of a preset, PRESET=quick by default, from its committed tables; trains nothing
+	$(SNAKEMAKE) render --forceall --configfile presets/$(PRESET).yaml
+	@echo "Done: paper/$(PRESET)/replication.pdf, figures/$(PRESET)/README.md, results/$(PRESET)/README.md"
 
 paper: setup ## the paper's grid, config.yaml: for GPUs
 	$(SNAKEMAKE)
 
-test: setup ## all tests, the workflow end to end among them
-	$(BIN)/python -m pytest
+test: setup ## all tests, the workflow end to end among them, side by side on all cores
+	$(BIN)/python -m pytest -n logical --dist worksteal
 
 test-gpu: setup ## the tests that run on a GPU, and a report to send; an error where there is none
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no GPU here: torch sees no CUDA device, and nothing was tested")'
@@ -48,15 +53,15 @@ test-faults: setup ## kills, damage, full disks: after each the same command aga
 	$(BIN)/python tests/faults.py
 
 verify: setup ## check all that was made against its seals, byte by byte
-	$(BIN)/python workflow/scripts/verify.py
+	$(BIN)/python -m rankcollapse verify
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
-	$(BIN)/snakemake --lint
+	$(BIN)/python -m snakemake --lint
 	$(BIN)/python -m rankcollapse schema --check
-	$(BIN)/python workflow/scripts/readme.py --check
+	$(BIN)/python -m rankcollapse.render readme --check
 	$(BIN)/python envs/environments.py --check
 
 format: setup
@@ -78,7 +83,7 @@ bench-scale: setup ## cost of the workflow itself for 100, 1,000 and 10,000 runs
 	$(BIN)/python tests/scale.py
 
 readme: setup ## write the claims table into README.md
-	$(BIN)/python workflow/scripts/readme.py
+	$(BIN)/python -m rankcollapse.render readme
 
 schema: setup ## write config.schema.json, by which editors check and complete the configs
 	$(BIN)/python -m rankcollapse schema

@@ -1,25 +1,34 @@
 # Everything: snakemake --cores all --use-conda. The grid is config.yaml; presets/ are smaller ones, by --configfile.
+# Three stages with files between them: tune writes results/<preset>/tuned.csv, train results/<preset>/tables/, and
+# render reads those alone: `snakemake render` trains nothing.
 from snakemake.utils import min_version
 
 min_version("9.0")
 
 
-configfile: "config.yaml"
+configfile: f"{workflow.basedir}/config.yaml"
 
 
 include: "workflow/common.smk"
-include: "workflow/mend.smk"
-include: "workflow/slurm.smk"
-include: "workflow/rules/train.smk"
-include: "workflow/rules/results.smk"
+include: "workflow/workarounds.smk"
+
+
+if not RENDER_ONLY:
+
+    include: "workflow/rules/tune.smk"
+    include: "workflow/rules/train.smk"
+
+
+include: "workflow/rules/render.smk"
 
 
 report: "workflow/report/workflow.rst"
 
 
 onstart:
+    without_timers()
+    with_slurm()
     start()
-    meet_slurm()
 
 
 onsuccess:
@@ -29,10 +38,6 @@ onsuccess:
 rule all:
     default_target: True
     input:
-        finished_runs,
-        TUNED,
-        rules.collect.output,
-        rules.summarise.output,
-        rules.pages.output,
-        rules.paper.output,
-        rules.seal.output,
+        [] if RENDER_ONLY else [finished_runs, TUNED],
+        RENDERED,
+        f"{RESULTS}/manifest.json",

@@ -23,10 +23,13 @@ def _train(args: argparse.Namespace) -> None:
         found = {**plan.entries(args.config, "candidates"), **plan.entries(args.config, "runs")}.get(args.run)
         if found is None:
             raise InputError(f"{args.config} has no run {args.run!r}: run snakemake, which writes it")
-        planned, values = found["identity"], found["config"] | {}
+        if found["identity"] is None:
+            mend = "lower or widen its `tune` in the config if all its candidates diverged"
+            raise InputError(f"{args.config}: no rate has been chosen for {args.run}: {mend}")
+        planned = found["identity"]
         how |= {key: value for key, value in read(args.config).items() if key in how}
         about = {key: found[key] for key in ("study", "arm")}
-        config = checked(RunConfig, values, f"{args.config}, {name}")
+        config = checked(RunConfig, found["config"], f"{args.config}, {name}")
     else:
         config, about = run_config(values), None
     slots, out = how.pop("gpu_slots"), Path(args.out)

@@ -1,12 +1,11 @@
-# What all jobs share. The planned runs, the folders of this preset, and the lines at the start.
-import ast
-import atexit
+# What all stages share: the grid and what is planned of it, how jobs are called, and what is seen to before the first.
+import argparse
 import csv
 import functools
 import json
 import os
+import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,170 +16,168 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 
-sys.path[:0] = [workflow.basedir, os.path.join(workflow.basedir, "workflow")]
+HERE = Path(workflow.basedir)
+sys.path.insert(0, str(HERE))  # the package stands beside the Snakefile; under conda nothing has installed it
+os.environ["PYTHONNOUSERSITE"] = "1"  # in an environment of conda the user's own packages would hide its own
 
-import warm
-from rankcollapse.experiment import cpu, datasets, files, gpus, grid
+from filelock import FileLock, Timeout
+
 from rankcollapse.errors import InputError
+from rankcollapse.experiment import datasets, files, folder, grid, machine, plan
 
 # For a report Snakemake (9.27) asks for the sizes of all inputs and takes none: a screenful of complaints.
 warnings.filterwarnings("ignore", r"coroutine 'InputFiles\._predicated_size_files", RuntimeWarning)
 
+# What is asked for is not known when this is read: but `snakemake render`, which has no other rules, must be.
+RENDER_ONLY = "render" in sys.argv[1:]
 SAID = {"true": True, "false": False}  # by `--config key=true`, which Snakemake takes for text
 
-try:
-    GRID = grid.grid(
-        {key: SAID.get(value, value) if isinstance(value, str) else value for key, value in config.items()}
-    )
-    RUNS = {run.name: run for run in grid.runs(GRID)}
-    CANDIDATES = {run.name: run for run in grid.candidates(GRID)}
-except InputError as error:
-    raise WorkflowError(str(error))
 
-if GRID.tuned and not os.path.exists(GRID.tuned):
-    raise WorkflowError(
-        f"tuned is {GRID.tuned!r}, which does not exist: it must be a table of choices, such as the committed "
-        "results/quick/tuned.csv, or be left out to tune"
-    )
+def refused(function, *arguments):
+    """What a function of the package returns; its word on bad input as Snakemake shows it."""
+    try:
+        return function(*arguments)
+    except InputError as error:
+        raise WorkflowError(str(error))
 
+
+GRID = refused(
+    grid.grid, {key: SAID.get(value, value) if isinstance(value, str) else value for key, value in config.items()}
+)
 RESULTS, FIGURES = f"results/{GRID.preset}", f"figures/{GRID.preset}"
 PLAN = f"{RESULTS}/plan.json"  # made by no job; training is not to wait for it, nor to run again for it
 TUNED = GRID.tuned or f"{RESULTS}/tuned.csv"
-GPUS = gpus.visible()
-DEVICE = "cpu" if GRID.device == "cpu" else "cuda"  # of the jobs, wherever they run
-ON_GPU = DEVICE == "cuda" and bool(GPUS)
-if GPUS:
-    workflow.register_resource("gpu", len(GPUS) * GRID.gpu_slots)
+TABLES = ["runs.csv", "epochs.csv", "ranks.csv.gz", "alignment.csv.gz", "norms.csv.gz"]
+TABLES = [f"{RESULTS}/tables/{name}" for name in TABLES]
+READY = "data/ready"
 
-# The package and the scripts stand beside the Snakefile; in a conda environment nothing has installed them. Without
-# conda, `python` is the one that runs snakemake, whether or not its environment is activated.
-PATHS = f"export PYTHONPATH={workflow.basedir!r}:{os.path.join(workflow.basedir, 'workflow/scripts')!r}; "
+GPUS = machine.gpus()
+DEVICE = GRID.device if GRID.device != "auto" else "cuda" if GPUS or workflow.non_local_exec else "cpu"
+CANDIDATES = {run.name: run for run in refused(plan.candidates, GRID, DEVICE)}
+RUNS = {run.name: run for run in refused(plan.runs, GRID, DEVICE, {})}
+if GRID.tuned and not RENDER_ONLY:
+    refused(plan.choices, GRID, GRID.tuned, True)
+
+
+def ours(*names):
+    """Files of the repository, from the folder that this is called in."""
+    return [name if HERE == Path.cwd() else str(HERE / name) for name in names]
+
+
+# ---- how jobs are called ----
+
 IN_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
-if not IN_CONDA:
-    PATHS += f"export PATH={os.path.dirname(sys.executable)!r}:$PATH; "
-elif shutil.which("conda") is None:
+if IN_CONDA and shutil.which("conda") is None:
     raise WorkflowError(
         "--use-conda needs the command conda, which is not on this machine: either install it (Miniforge will do), "
         "or leave --use-conda out and run in the .venv that `make` creates (.venv/bin/snakemake --cores all)."
     )
-# No part of a command, which they would change: a data set is the same wherever its files come from.
-DATA = f"export DATA_DIR={GRID.data_dir!r} NO_DOWNLOAD={'' if GRID.download else '--no-download'}; "
-DATA += f"export FRESH={'--fresh' if GRID.fresh else ''}; "
+named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+named.add_argument("--workflow-profile", default="none")
+PROFILE = named.parse_known_args()[0].workflow_profile
+if PROFILE != "none" and not os.path.exists(PROFILE):  # Snakemake would go on without it, on the machine that submits
+    raise WorkflowError(
+        f"--workflow-profile is {PROFILE!r}, which does not exist: it must be a folder, as profiles/slurm"
+    )
+
+
+def quoted(text):
+    """For the shell, in a command that is formatted."""
+    return shlex.quote(str(text)).replace("{", "{{").replace("}", "}}")
+
+
+PREFIX = f"set -euo pipefail; export PYTHONPATH={quoted(HERE)}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
+if not IN_CONDA:  # `python` is the one that runs snakemake, whether or not its environment is activated
+    PREFIX += f"export PATH={quoted(os.path.dirname(sys.executable))}:$PATH; "
 # On SIGTERM training saves its state: the shell and the writer of its log wait for it.
-PATIENT = "trap : TERM; tee() {{ trap '' TERM; command tee \"$@\"; }}; "
-PREFIX = f"set -euo pipefail; {PATIENT}{PATHS}{DATA}"
+PREFIX += "trap : TERM; tee() {{ trap '' TERM; command tee \"$@\"; }}; "
+# No part of a command, which they would change: what is trained does not depend on them.
+PREFIX += f"export FRESH={'--fresh' if GRID.fresh else ''} KEEP={'--keep' if GRID.keep else ''}; "
+PREFIX += f"export DATA_DIR={quoted(GRID.data_dir)} NO_DOWNLOAD={'' if GRID.download else '--no-download'}; "
 shell.prefix(PREFIX)
 
 
 def warm_up():
-    """From here on local jobs are forks of a process that has loaded their libraries, see warm.py. Returns its command.
+    """From here on jobs of a CPU preset are forks of a process that has loaded their libraries, see warm.py.
 
-    Not within conda, where jobs have another Python than Snakemake, and not where Linux is too old.
+    Not on a GPU, whose driver forbids forks, nor within conda, where jobs have another Python. Returns Python's command.
     """
-    if IN_CONDA or not workflow.local_exec or not hasattr(os, "pidfd_open"):
+    if IN_CONDA or DEVICE == "cuda" or not workflow.local_exec:
         return [sys.executable]
-    folder = tempfile.mkdtemp(prefix="rankcollapse-")  # short: the path of a socket may not be long
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    path = os.path.join(folder, "socket")
-    pools = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(GRID.threads))
-    warm.started(path, {**os.environ, **pools})
-    shell.prefix(PREFIX + f'python() {{{{ command python -S {warm.__file__!r} {path!r} "$@"; }}}}; ')
-    return [sys.executable, "-S", warm.__file__, path]
+    sys.path.insert(0, str(HERE / "workflow"))
+    import warm
+
+    command = warm.start(GRID.threads)
+    if command:
+        shell.prefix(PREFIX + f"python() {{{{ command {' '.join(map(quoted, command))} \"$@\"; }}}}; ")
+    return command or [sys.executable]
 
 
-def figure_titles():
-    """The figures by file, in order: each script's docstring begins with `N. Title.`"""
-    found = {}
-    for path in Path(workflow.basedir, "workflow/scripts/figures").glob("*.py"):
-        found[path.stem] = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
-        if not found[path.stem].split(".")[0].isdigit():
-            raise WorkflowError(f"{path.name}: its docstring must begin with its number and title, as in `9. Title.`")
-    return {name: found[name].rstrip(".") for name in sorted(found, key=lambda name: int(found[name].split(".")[0]))}
+# ---- what is planned, and what is made of it ----
 
 
-TITLES = figure_titles()
-LOOKS = {
-    "arms": {name: arm.model_dump(exclude={"run"}) for name, arm in GRID.arms.items()},
-    "studies": {study.name: study.title or study.name for study in GRID.studies},
-}
-BENCHMARKS = sorted(str(path) for path in Path("results/benchmarks").glob("*/bench.csv"))
-# What paper and pages call things. Sorted: the same names in another order make nothing anew.
-NAMES = json.dumps(
-    {
-        "preset": GRID.preset,
-        "tuned": TUNED,
-        "title": GRID.title or GRID.preset,
-        "figures": list(TITLES),
-        "titles": TITLES,
-        "labels": {name: arm.label for name, arm in GRID.arms.items()},
-        "studies": LOOKS["studies"],
-        "benchmarks": BENCHMARKS,
-        "datasets": {name: record.label for name, record in datasets.SETS.items()},
-    },
-    sort_keys=True,
-)
-
-
-def run_json(name):
-    """Of a run or a candidate, by name."""
-    return f"{RESULTS}/{'runs' if name in RUNS else 'tuning'}/{name}/run.json"
+def made(name):
+    """run.json of a run or a candidate, by name."""
+    return f"{RESULTS}/{'runs' if name in RUNS else 'tuning'}/{name}/{folder.RESULT}"
 
 
 def planned(wildcards):
     """The run or candidate that a training job's wildcards name."""
-    name = (grid.CANDIDATE if "candidate" in wildcards.keys() else grid.NAME).format(**wildcards)
+    name = (plan.CANDIDATE if "candidate" in wildcards.keys() else plan.NAME).format(**wildcards)
     if name not in RUNS and name not in CANDIDATES:
         raise WorkflowError(f"{name} is not a run of preset {GRID.preset}: the config lacks its study, arm or seed")
     return RUNS.get(name) or CANDIDATES[name]
 
 
-def there(names):
-    """run.json of each; with allow_missing, of those that are there."""
-    return [path for path in map(run_json, names) if not GRID.allow_missing or os.path.exists(path)]
+def resolved():
+    """The runs with what was chosen for them, as far as the table of choices is there: so the plan has them."""
+    return _resolved(os.stat(TUNED).st_mtime_ns if os.path.exists(TUNED) else None)
 
 
-def finished_runs(wildcards):
-    mend()
-    return there(RUNS)
+@functools.lru_cache(maxsize=1)
+def _resolved(written):
+    chosen = refused(plan.choices, GRID, TUNED) if written else {}
+    runs = refused(plan.runs, GRID, DEVICE, chosen)
+    if ALONE:
+        plan.write(PLAN, GRID, DEVICE, READY, candidates=[*CANDIDATES.values()], runs=runs)
+    return {run.name: run for run in runs}
 
 
-def choices(wildcards):
-    """The choice that a run waits for, if its rate is not fixed."""
-    mend()
-    source = planned(wildcards).source
-    if source is None:
-        return []
-    # After a checkpoint it is seen anew which jobs are to run: an unchanged choice retrains nothing.
-    return checkpoints.choose.get(**dict(zip(("study", "dataset", "arm"), source.split("/")))).output
+def identity(wildcards):
+    """Of a run or candidate: it is trained again when this changes, and for nothing else."""
+    return {**CANDIDATES, **resolved()}[planned(wildcards).name].identity
 
 
-def rivals(wildcards):
-    """What an arm's choice is made from: its candidates, or the table of choices that is given."""
-    arm = grid.ARM.format(**wildcards)
-    if GRID.tuned:
-        return GRID.tuned
-    return [run_json(name) for name in CANDIDATES if name.startswith(f"{arm}/")]
+def wanted(runs, table):
+    """run.json of each; with allow_missing of those that are there, with keep of those that the table does not have."""
+    names = [name for name in runs if not GRID.allow_missing or os.path.exists(made(name))]
+    if not GRID.keep:
+        return [made(name) for name in names]
+    there = plan.standing(table)
+    old = [name for name in runs if name in there and there[name] != runs[name].identity]
+    if old:
+        told = f"{', '.join(old[:5])}{' and others' if len(old) > 5 else ''}"
+        print(f"{table} has {len(old)} under another identity, which are made again: {told}", file=sys.stderr)
+    return [made(name) for name in names if there.get(name) != runs[name].identity]
 
 
-def all_rivals(wildcards):
-    mend()
-    return there(CANDIDATES)
+# ---- before the first job ----
 
 
 def start_lines():
     """How many runs, on which devices, the estimated time and disk; and whether this machine is the one for it."""
-    jobs = len(GPUS) * GRID.gpu_slots if ON_GPU else os.cpu_count()
-    where = f"{len(GPUS)} GPUs" if ON_GPU else f"{os.cpu_count()} CPU cores"
+    jobs = len(GPUS) * GRID.gpu_slots if DEVICE == "cuda" and GPUS else machine.cores()
+    where = f"{len(GPUS)} GPUs" if DEVICE == "cuda" and GPUS else f"{machine.cores()} CPU cores"
     both = [*RUNS.values(), *CANDIDATES.values()]
-    hours = sum(run.seconds("cuda" if ON_GPU else "cpu") for run in both) / jobs / 3600
+    hours = sum(run.seconds(DEVICE) for run in both) / jobs / 3600
     time = f"{60 * hours:.0f} minutes" if hours < 2 else f"{hours:.0f} hours"
     disk = sum(run.study.cost.disk_mb for run in RUNS.values()) / 1000
     yield f"rankcollapse, preset {GRID.preset}: {GRID.title}"
     tuning = f", rates from {GRID.tuned}," if GRID.tuned else f" and {len(CANDIDATES)} for tuning" if CANDIDATES else ""
     yield f"  {len(RUNS)} training runs{tuning} on {where}: about {time} in all, {disk:.1f} GB of disk below {RESULTS}"
     precisions = sorted({run.config.precision for run in both})
-    yield f"  Precision: {' and '.join(precisions)}" + (f", on {cpu.label()}" if DEVICE == "cpu" else "")
-    if DEVICE == "cuda" and not GPUS:
+    yield f"  Precision: {' and '.join(precisions)}" + (f", on {machine.label()}" if DEVICE == "cpu" else "")
+    if GRID.device == "auto" and DEVICE == "cpu":
         yield (
             "  No GPU here, and this grid is made for GPUs: on CPU cores take --configfile presets/quick.yaml (real "
             "CIFAR, small networks) or presets/demo.yaml (minutes, no download)."
@@ -192,48 +189,78 @@ def start_lines():
 
 def edge_lines():
     """What to widen: the choices that lie at an end of the values tried."""
-    if not os.path.exists(TUNED):  # not every target needs it
+    if RENDER_ONLY or not os.path.exists(TUNED):  # not every target needs it
         return
     with open(TUNED, encoding="utf-8", newline="") as table:
         for row in csv.DictReader(table):
             if row.get("edge"):
-                where = grid.ARM.format(**row)
+                where = plan.ARM.format(**row)
                 yield f"{TUNED}: the choice for {where} is the {row['edge']} tried: widen `tune` there, and run again"
 
 
-def write_plan():
-    """What the jobs read."""
-    text = files.json_text(grid.plan(GRID))
-    if not os.path.exists(PLAN) or Path(PLAN).read_bytes() != text.encode():
-        files.write_text(PLAN, text)
+def alone():
+    """Whether no other Snakemake works in this folder. If so, what one that was killed has locked is unlocked."""
+    global lock
+    lock = FileLock(".snakemake/rankcollapse.lock")  # held by the system for as long as this process lives
+    os.makedirs(".snakemake", exist_ok=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    if os.path.isdir(".snakemake/locks") and os.listdir(".snakemake/locks"):
+        with tempfile.NamedTemporaryFile("w", suffix=".smk") as nothing:
+            command = [sys.executable, "-m", "snakemake", "--unlock", "--snakefile", nothing.name, "--profile", "none"]
+            subprocess.run([*command, "--workflow-profile", "none"], check=True, capture_output=True)
+        print(f"{os.getcwd()} was locked by a Snakemake that is dead: unlocked", file=sys.stderr)
+    return True
+
+
+def check_writable():
+    """Stop with one sentence where outputs cannot be written: Snakemake would end in a traceback, in mid-way."""
+    parts = (f"{RESULTS}/{part}" for part in ("tables", "summary", "pages"))
+    for place in (".", RESULTS, *parts, FIGURES, f"paper/{GRID.preset}"):
+        if os.path.isdir(place):
+            try:
+                tempfile.TemporaryFile(dir=place).close()
+            except OSError as error:
+                what = f"{place} cannot be written to ({error.strerror})"
+                raise WorkflowError(f"{what}: mend that, and run the same command again")
+
+
+def mend():
+    """Move aside what is not as it was sealed, so that it is made again: Snakemake itself looks at times alone."""
+    digest = files.Digests(f"{RESULTS}/.digests.json")
+    trained = [] if RENDER_ONLY else [Path(made(name)) for name in (*RUNS, *CANDIDATES)]
+    found = [*files.problems(RESULTS, trained, digest)]
+    digest.save()
+    for target, path, what in found:
+        altered = f"{what} since it was sealed" if what == "altered" else what
+        print(f"{path} is {altered}: it is made again", file=sys.stderr)
+    again = {target for target, _, _ in found if target.exists()}
+    if not files.manifest(RESULTS).exists() and not GRID.keep and not RENDER_ONLY:
+        again |= {Path(table) for table in TABLES if os.path.exists(table)}  # made of runs, and sealed by nothing
+    for target in again:
+        os.replace(target, f"{target}.damaged")
 
 
 def start():
-    """Write the plan that the jobs read, and stop before any training if one of its runs cannot be had."""
-    # By default at most 100 jobs start in a second, and to look again after that second Snakemake (9.27) sets a timer
-    # whenever it looks, be it that a job has ended or that a timer has rung: a third of a core after 200 jobs of quick.
-    workflow.scheduler.job_rate_limiter = None
-    write_plan()
-    python = warm_up()
-    missing = [name for name in (*RUNS, *CANDIDATES) if not os.path.exists(run_json(name))]
-    if not missing and not any(job.rule.name in ("train", "candidate") for job in workflow.dag.needrun_jobs()):
+    """Stop before any training if one of the planned runs cannot be had, and see to the jobs of another time."""
+    python, jobs = warm_up(), workflow.dag.needrun_jobs()
+    if not any(job.rule.name in ("train", "candidate") for job in jobs):
         return
-    disk = sum(RUNS[name].study.cost.disk_mb for name in missing if name in RUNS)
+    disk = sum(run.study.cost.disk_mb for name, run in RUNS.items() if not os.path.exists(made(name)))
     free = shutil.disk_usage(RESULTS).free / 1e6
     if free < disk:
         raise WorkflowError(
             f"{RESULTS} has {free:.3g} MB free, and this grid writes about {disk:.3g} MB: free space, or drop seeds"
         )
     if find_spec("torch"):  # in an environment with snakemake alone each job checks its own run
-        command = [*python, "workflow/scripts/preflight.py", PLAN]
-        env = {**os.environ, "PYTHONPATH": str(workflow.basedir)}
-        done = subprocess.run(command, text=True, encoding="utf-8", stderr=subprocess.PIPE, env=env)
-        said = done.stderr.strip()
-        if "Traceback" in said:
-            last = said.splitlines()[-1]
-            raise WorkflowError(f"the planned runs cannot be checked ({last}): see that torch can be loaded here")
+        environment = {**os.environ, "PYTHONPATH": str(HERE)}
+        command = [*python, "-m", "rankcollapse", "check", PLAN]
+        done = subprocess.run(command, text=True, encoding="utf-8", stderr=subprocess.PIPE, env=environment)
         if done.returncode:
-            raise WorkflowError(said)
+            said = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+            raise WorkflowError(f"the planned runs cannot be had: {said[0]}")
 
 
 wildcard_constraints:
@@ -242,8 +269,14 @@ wildcard_constraints:
     arm="[a-z0-9+-]+",
     seed="[0-9]+",
     candidate="[a-z0-9.+-]+",
-    figure="|".join(TITLES),
 
 
+ALONE = False
 if workflow.is_main_process:
     print(*start_lines(), sep="\n", file=sys.stderr)
+    check_writable()
+    ALONE = alone()
+if ALONE:  # before jobs are planned
+    mend()
+if not RENDER_ONLY:
+    resolved()

@@ -2,10 +2,11 @@
 
 Loading torch, or pandas and Matplotlib, takes seconds of a job; the smallest runs take less. So one process of each
 Snakemake loads them, and its local jobs are forks of that. A fork has the arguments, environment, folder and streams of
-the job's own command, which passes signals on to it, dies with it, and ends as it does.
+the job's own command, which passes signals on to it; each ends when the other does. Wherever something refuses, jobs
+are plain processes.
 
-    python warm.py --serve FD                 forks, as asked through the listening socket FD, while its parent lives
-    python warm.py SOCKET ARGUMENT...         does what `python ARGUMENT...` does, and is that where nobody answers
+    python warm.py --serve FD             forks, as asked through the listening socket FD, while its parent lives
+    python warm.py SOCKET ARGUMENT...     does what `python ARGUMENT...` does, and is that where nobody answers
 """
 
 import json
@@ -15,11 +16,37 @@ import socket
 import struct
 import sys
 
-HEAD = struct.Struct("!I")
+HEAD = struct.Struct("!I")  # the length of what is asked for, then the process id of the fork, then its exit status
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-# What training loads, and what scripts do. Nothing of this project: each job reads it anew.
-TRAINING = ("torch", "torch._dynamo", "numpy", "pydantic", "yaml", "tqdm")
-SCRIPTS = ("numpy", "scipy.stats", "pandas", "matplotlib.pyplot", "seaborn", "pydantic", "yaml")
+# What training loads, and what rendering does. Nothing of this project: each job reads it anew.
+TRAINING = ("torch", "torch._dynamo", "numpy", "pydantic", "yaml", "tqdm", "filelock")
+RENDERING = ("numpy", "scipy.stats", "pandas", "matplotlib.pyplot", "seaborn", "pydantic", "yaml", "filelock")
+
+
+def start(threads: int) -> list[str] | None:
+    """Start the process that forks, for jobs of so many threads; the command that stands for `python` then.
+
+    None where there can be none. It ends with the calling process.
+    """
+    import atexit
+    import shutil
+    import subprocess
+    import tempfile
+
+    folder = tempfile.mkdtemp(prefix="rankcollapse-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = os.path.join(folder, "socket")
+    pools = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    try:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)  # an OSError where the path is too long, as that of a cluster's TMPDIR may be
+            listener.listen(1024)
+            serving = [sys.executable, __file__, "--serve", str(listener.fileno())]
+            environment = {**os.environ, **pools}
+            subprocess.Popen(serving, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL, env=environment)
+    except (OSError, AttributeError):  # a system without such sockets has no name for them
+        return None
+    return [sys.executable, "-S", __file__, path]
 
 
 # ---- the job's command ----
@@ -33,120 +60,74 @@ def ask(path: str, arguments: list[str]) -> int:
             server.connect(path)
             socket.send_fds(server, [HEAD.pack(len(wanted))], [0, 1, 2])
             server.sendall(wanted)
-            for number in PASSED_ON:
-                signal.signal(number, lambda number, frame: server.send(bytes([number])))
-            pid = server.recv(HEAD.size)
-        except OSError:
-            pid = b""
-        if len(pid) < HEAD.size:
-            for number in PASSED_ON:
-                signal.signal(number, signal.SIG_DFL)
+            pid = HEAD.unpack(server.recv(HEAD.size))[0]
+        except (OSError, struct.error):
             os.execv(sys.executable, [sys.executable, *arguments])
-        try:
-            status = server.recv(1)
-        except OSError:
-            status = b""
-    if not status:
-        os.kill(HEAD.unpack(pid)[0], signal.SIGTERM)
-        sys.exit("the process that ran this job's has ended: run the same command again")
-    return status[0]
+        for number in PASSED_ON:
+            signal.signal(number, lambda number, frame: pass_on(pid, number))
+        status = server.recv(1)  # nothing if it was killed
+        return status[0] if status else 128 + signal.SIGKILL
+
+
+def pass_on(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return  # it has ended by itself
 
 
 # ---- the process that forks ----
 
 
-def started(path: str, environment: dict[str, str] | None = None):
-    """One, a Popen, that listens at `path` when this returns. It ends with the calling process, or by SIGKILL."""
-    import subprocess
-
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        listener.listen(1024)
-        command = [sys.executable, __file__, "--serve", str(listener.fileno())]
-        return subprocess.Popen(command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL, env=environment)
-
-
 def serve(listener: socket.socket) -> None:
-    import contextlib
+    import gc
     import importlib
-    import selectors
 
     parent = os.getppid()
     for number in PASSED_ON:  # they are meant for the jobs
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no one asks how a fork ended: it tells its command
     own = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     base = [entry for entry in sys.path[1:] if entry not in own]  # where Python finds libraries without PYTHONPATH
-    jobs: dict[int, tuple[int, socket.socket]] = {}  # by pidfd: pid, the command's connection
-    with selectors.DefaultSelector() as events:
-        events.register(listener, selectors.EVENT_READ)
-
-        def end(pidfd: int) -> None:
-            pid, client = jobs.pop(pidfd)
-            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            events.unregister(pidfd)
-            events.unregister(client)
-            os.close(pidfd)
-            with contextlib.suppress(OSError), client:  # the command was killed
-                client.send(bytes([code if code >= 0 else 128 - code]))
-
-        def start() -> None:
+    listener.settimeout(1)
+    while os.getppid() == parent:
+        try:
             client, _ = listener.accept()
-            try:
-                head, streams, _, _ = socket.recv_fds(client, HEAD.size, 3)
-                arguments, folder, environment = json.loads(client.recv(*HEAD.unpack(head), socket.MSG_WAITALL))
-            except (OSError, ValueError, struct.error):  # killed while it asked
-                return client.close()
-            for name in TRAINING if arguments[0] == "-m" or "preflight" in arguments[0] else SCRIPTS:
-                importlib.import_module(name)
-            pid = os.fork()
-            if not pid:
-                events.close()
-                for opened in (listener, client, *(client for _, client in jobs.values())):
-                    opened.close()
-                for pidfd in jobs:
-                    os.close(pidfd)
-                run(arguments, folder, environment, streams, base)
-            for stream in streams:
-                os.close(stream)
-            pidfd = os.pidfd_open(pid)
-            jobs[pidfd] = pid, client
-            events.register(pidfd, selectors.EVENT_READ)
-            events.register(client, selectors.EVENT_READ, pidfd)
-            with contextlib.suppress(OSError):  # the command was killed meanwhile: its connection tells, below
-                client.send(HEAD.pack(pid))
-
-        while jobs or os.getppid() == parent:
-            for key, _ in events.select(1):
-                if key.fileobj is listener:
-                    start()
-                elif key.fd in jobs:
-                    end(key.fd)
-                elif key.data in jobs:  # it may have ended just now
-                    pid, client = jobs[key.data]
-                    for number in heard(client) or [signal.SIGKILL]:
-                        os.kill(pid, number)
-
-
-def heard(client: socket.socket) -> bytes:
-    """The signals that a command passes on; none if it is dead."""
-    try:
-        return client.recv(16)
-    except OSError:
-        return b""
+        except TimeoutError:
+            continue
+        client.settimeout(10)
+        try:
+            head, streams, _, _ = socket.recv_fds(client, HEAD.size, 3)
+            arguments, folder, environment = json.loads(client.recv(*HEAD.unpack(head), socket.MSG_WAITALL))
+        except (OSError, ValueError, struct.error):  # killed while it asked
+            client.close()
+            continue
+        for name in RENDERING if any("render" in word for word in arguments[:2]) else TRAINING:
+            importlib.import_module(name)
+        gc.freeze()
+        pid = os.fork()
+        if not pid:
+            listener.close()
+            client.settimeout(None)
+            run(client, arguments, folder, environment, streams, base)
+        for stream in streams:
+            os.close(stream)
+        client.close()
 
 
 # ---- the fork ----
 
 
-def run(arguments: list[str], folder: str, environment: dict, streams: list[int], base: list[str]) -> None:
-    """Be `python ARGUMENT...`. Does not return."""
+def run(client: socket.socket, arguments: list[str], folder: str, environment: dict, streams: list[int], base) -> None:
+    """Be `python ARGUMENT...`, and tell the command how it ended. Does not return."""
     import atexit
     import runpy
+    import threading
     import traceback
 
     code = 1
     try:
-        for number in PASSED_ON:
+        for number in (*PASSED_ON, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for number, stream in enumerate(streams):
@@ -155,15 +136,13 @@ def run(arguments: list[str], folder: str, environment: dict, streams: list[int]
         os.chdir(folder)
         os.environ.clear()
         os.environ.update(environment)
+        client.send(HEAD.pack(os.getpid()))
+        threading.Thread(target=end_with, args=(client,), daemon=True).start()
         paths = list(filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)))
-        if arguments[0] == "-m":
-            sys.argv, sys.path[:] = arguments[1:], [folder, *paths, *base]
-            name_process(" ".join(arguments[1:]))
-            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
-        else:
-            sys.argv, sys.path[:] = arguments, [os.path.dirname(os.path.abspath(arguments[0])), *paths, *base]
-            name_process(os.path.basename(arguments[0]))
-            runpy.run_path(arguments[0], run_name="__main__")
+        with open("/proc/self/comm", "w") as file:  # what `ps -o comm` shows, as in `train results/`
+            file.write(" ".join(arguments[2:])[:15])
+        sys.argv, sys.path[:] = arguments[1:], [folder, *paths, *base]  # of `-m MODULE ARGUMENT...`
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as error:
         code = 0 if error.code is None else error.code if isinstance(error.code, int) else 1
@@ -180,15 +159,18 @@ def run(arguments: list[str], folder: str, environment: dict, streams: list[int]
                 stream.flush()
             except OSError:  # the log's writer is dead
                 code = code or 1
-        os._exit(code & 255)
+        try:
+            client.send(bytes([code & 255]))
+        finally:
+            os._exit(code & 255)
 
 
-def name_process(name: str) -> None:
-    """What `ps -o comm` shows."""
-    import contextlib
-
-    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:  # no more than a name
-        file.write(name[:15])
+def end_with(client: socket.socket) -> None:
+    """End this process when its command has been killed."""
+    try:
+        client.recv(1)
+    finally:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

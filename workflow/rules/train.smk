@@ -1,89 +1,43 @@
-# The grid: each run is a job of its own, and so is each candidate that tunes an arm.
+# The second stage: a job a run, algorithm x architecture x dataset x seed, and the tables of them all.
 
 
-rule data:
-    """One data set: its official files, downloaded if absent, checked by md5, and converted for training once."""
-    output:
-        multiext("data/ready/{dataset}/", "images.npy", "labels.npy", "seal.json"),
-    log:
-        "data/ready/{dataset}.log",
-    conda:
-        "../../envs/train.yaml"
-    resources:
-        mem_mb=3000,
-        runtime=60,
-    shell:
-        'python -m rankcollapse data {wildcards.dataset} --data-dir "$DATA_DIR" $NO_DOWNLOAD 2>&1 | tee {log:q} >&2'
+def choices(wildcards):
+    """The table that has the rate of a run, if it is not fixed."""
+    if planned(wildcards).rate == "fixed":
+        return []
+    return ancient(GRID.tuned or checkpoints.tune.get().output[1])  # not for its time: for what it says
 
 
-rule train:
-    """One run. It is trained again when its identity or its arm's choice changes, and for nothing else."""
+def finished_runs(wildcards):
+    """run.json of the runs that are to be made, or are there."""
+    if GRID.keep and CANDIDATES:
+        checkpoints.tune.get()  # their identities are known then
+    return wanted(resolved(), TABLES[0])
+
+
+use rule candidate as train with:
     input:
+        trained,
         choices,
-        # Not for its time: a set converted anew is the same set.
-        data=ancient(multiext("data/ready/{dataset}/", "images.npy", "labels.npy")),
     output:
-        # It seals the files beside it. Not deleted before a job: one that is whole is found, and nothing is trained.
-        update(f"{RESULTS}/runs/{grid.NAME}/run.json"),
+        update(f"{RESULTS}/runs/{plan.NAME}/run.json"),
     log:
-        f"{RESULTS}/logs/train/{grid.NAME}.log",
-    group:
-        shared_job
-    conda:
-        "../../envs/train.yaml"
-    threads: GRID.threads
-    resources:
-        gpu=gpus_asked,
-        mem_mb=lambda wildcards: planned(wildcards).study.cost.mem_mb,
-        # Wall time to ask of a cluster, minutes: three times the estimate, for the device of its nodes.
-        runtime=lambda wildcards: 10 + round(planned(wildcards).seconds(DEVICE) / 20),
-    params:
-        run=lambda wildcards: planned(wildcards).name,
-        identity=lambda wildcards: planned(wildcards).identity,
-        folder=lambda wildcards, output: os.path.dirname(output[0]),
-    shell:
-        f"python -m rankcollapse train {PLAN} --run {{params.run}} --identity {{params.identity}}"
-        " --out {params.folder} --threads {threads} $FRESH 2>&1 | tee {log:q} >&2"
+        f"{RESULTS}/logs/train/{plan.NAME}.log",
 
 
-use rule train as candidate with:
+rule collect:
+    """A row per run, epoch, spectrum, cosine and norm."""
     input:
-        data=ancient(multiext("data/ready/{dataset}/", "images.npy", "labels.npy")),
+        finished_runs,
+        ours("rankcollapse/library/ranks.py"),  # a new measure tabulates anew, and trains nothing
+        ours("rankcollapse/experiment/collect.py"),
     output:
-        update(f"{RESULTS}/tuning/{grid.CANDIDATE}/run.json"),
+        [update(f"{table}") for table in TABLES],
     log:
-        f"{RESULTS}/logs/tuning/{grid.CANDIDATE}.log",
-
-
-checkpoint choose:
-    """The rate of one arm: that of its best candidate, or what the given table says. Unchanged, it retrains nothing."""
-    input:
-        rivals,
-        "workflow/scripts/choose.py",
-    output:
-        f"{RESULTS}/tuning/{grid.ARM}/choice.json",
-    log:
-        f"{RESULTS}/logs/tuning/{grid.ARM}/choice.log",
+        f"{RESULTS}/logs/collect.log",
     conda:
         "../../envs/render.yaml"
     params:
-        arm=grid.ARM,
+        planned=[f"{name}: {run.rate}" for name, run in RUNS.items()],
     shell:
-        f"python workflow/scripts/choose.py {RESULTS} {{params.arm}} 2>&1 | tee {{log:q}} >&2"
-
-
-if not GRID.tuned:
-
-    rule tuned:
-        """All candidates and choices of this preset as one table, with which of them to look at again."""
-        input:
-            all_rivals,
-            "workflow/scripts/choose.py",
-        output:
-            f"{RESULTS}/tuned.csv",
-        log:
-            f"{RESULTS}/logs/tuned.log",
-        conda:
-            "../../envs/render.yaml"
-        shell:
-            f"python workflow/scripts/choose.py {RESULTS} 2>&1 | tee {{log:q}} >&2"
+        "python -m rankcollapse collect {RESULTS} $KEEP 2>&1 | tee {log:q} >&2"

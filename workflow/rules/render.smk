@@ -1,0 +1,168 @@
+# The third stage: from the tables alone to summaries, claims, figures, pages and the paper.
+from rankcollapse.render.figures import titles
+
+SUMMARIES = ["accuracy", "ranks", "progress", "alignment", "norms", "cost", "claims"]
+TITLES = titles()
+LOOKS = {
+    "arms": {name: arm.model_dump(exclude={"run"}) for name, arm in GRID.arms.items()},
+    "studies": {study.name: study.title or study.name for study in GRID.studies},
+}
+BENCHMARKS = sorted(str(path) for path in Path("results/benchmarks").glob("*/bench.csv"))
+# What paper and pages call things. Sorted: the same names in another order make nothing anew.
+NAMES = json.dumps(
+    {
+        "preset": GRID.preset,
+        "tuned": TUNED,
+        "title": GRID.title or GRID.preset,
+        "figures": list(TITLES),
+        "titles": TITLES,
+        "labels": {name: arm.label for name, arm in GRID.arms.items()},
+        "studies": LOOKS["studies"],
+        "benchmarks": BENCHMARKS,
+        "datasets": {name: record.label for name, record in datasets.SETS.items()},
+    },
+    sort_keys=True,
+)
+SUMMARISED = [*expand(f"{RESULTS}/summary/{{table}}.csv", table=SUMMARIES), f"{RESULTS}/summary/findings.txt"]
+
+
+wildcard_constraints:
+    figure="|".join(TITLES),
+
+
+rule summarise:
+    """Mean, standard deviation and n over seeds, a verdict on each claim, and the record of what they stand on."""
+    input:
+        TABLES,
+        published=ours("paper/published.yaml"),
+        claims=ours("paper/claims.yaml"),
+        code=ours(*(f"rankcollapse/render/{name}.py" for name in ("summaries", "claims", "findings", "tables"))),
+    output:
+        SUMMARISED[:-1],
+        report(SUMMARISED[-1], category="What holds", caption="../report/findings.rst"),
+        f"{RESULTS}/provenance.json",
+    log:
+        f"{RESULTS}/logs/summarise.log",
+    conda:
+        "../../envs/render.yaml"
+    params:
+        title=GRID.title,
+    shell:
+        "python -m rankcollapse.render summarise {RESULTS} --claims {input.claims:q} --published {input.published:q}"
+        " --title {params.title:q} 2>&1 | tee {log:q} >&2"
+
+
+rule figure:
+    """One figure as SVG and PDF, with its caption. A change of its code, the tables or an arm's look redraws it."""
+    input:
+        TABLES,
+        tuned=TUNED,
+        code=ours(*(f"rankcollapse/render/{name}.py" for name in ("figures/{figure}", "drawing", "tables"))),
+    output:
+        svg=report(
+            f"{FIGURES}/{{figure}}.svg",
+            category="Figures",
+            labels=lambda wildcards: {"figure": TITLES[wildcards.figure]},
+            caption="../report/figure.rst",
+        ),
+        pdf=f"{FIGURES}/{{figure}}.pdf",
+        caption=f"{FIGURES}/{{figure}}.txt",
+    log:
+        f"{RESULTS}/logs/figures/{{figure}}.log",
+    conda:
+        "../../envs/render.yaml"
+    params:
+        looks=json.dumps(LOOKS),
+    shell:
+        "python -m rankcollapse.render figure {wildcards.figure} --results {RESULTS} --tuned {input.tuned:q}"
+        " --looks {params.looks:q} --out {FIGURES}/{wildcards.figure} 2>&1 | tee {log:q} >&2"
+
+
+rule pages:
+    """Each summary as a table of the HTML report; READMEs with the columns of all tables, and all figures."""
+    input:
+        TABLES,
+        SUMMARISED,
+        expand(f"{FIGURES}/{{figure}}.txt", figure=TITLES),
+        tuned=TUNED,
+        code=ours("rankcollapse/render/pages.py", "rankcollapse/render/columns.yaml"),
+    output:
+        f"{RESULTS}/README.md",
+        f"{FIGURES}/README.md",
+        [
+            report(
+                f"{RESULTS}/pages/{table}.html",
+                category="Tables",
+                labels={"table": table},
+                caption="../report/table.rst",
+            )
+            for table in [*SUMMARIES, "tuned"]
+        ],
+    log:
+        f"{RESULTS}/logs/pages.log",
+    conda:
+        "../../envs/render.yaml"
+    params:
+        names=NAMES,
+    shell:
+        "python -m rankcollapse.render pages {RESULTS} {FIGURES} --tuned {input.tuned:q} --names {params.names:q}"
+        " 2>&1 | tee {log:q} >&2"
+
+
+rule paper:
+    """The PDF, by typst. Its numbers come from the summaries alone."""
+    input:
+        SUMMARISED,
+        expand(f"{FIGURES}/{{figure}}.{{kind}}", figure=TITLES, kind=["svg", "txt"]),
+        BENCHMARKS,
+        ours("paper/references.bib", "rankcollapse/render/paper.py"),
+        tuned=TUNED,
+        text=ours("paper/paper.typ"),
+    output:
+        report(
+            f"paper/{GRID.preset}/replication.pdf",
+            category="Paper",
+            labels={"paper": "replication"},
+            caption="../report/paper.rst",
+        ),
+    log:
+        f"{RESULTS}/logs/paper.log",
+    conda:
+        "../../envs/render.yaml"
+    params:
+        names=NAMES,
+    shell:
+        "python -m rankcollapse.render paper --text {input.text:q} --names {params.names:q} --results {RESULTS}"
+        " --figures {FIGURES} --out {output} 2>&1 | tee {log:q} >&2"
+
+
+RENDERED = [
+    *rules.summarise.output,
+    *expand(f"{FIGURES}/{{figure}}.{{kind}}", figure=TITLES, kind=["svg", "pdf", "txt"]),
+    *rules.pages.output,
+    *rules.paper.output,
+]
+
+
+rule seal:
+    """The sha256 of all tables and all that is made of them: `make verify` checks it, and what is not as it was sealed
+    is made again.
+    """
+    input:
+        TABLES,
+        [] if GRID.tuned else TUNED,
+        RENDERED,
+    output:
+        f"{RESULTS}/manifest.json",
+    log:
+        f"{RESULTS}/logs/seal.log",
+    conda:
+        "../../envs/render.yaml"
+    shell:
+        "python -m rankcollapse seal {RESULTS} {input:q} 2>&1 | tee {log:q} >&2"
+
+
+rule render:
+    """All that people read. Asked for by name it is made from the tables that are there, and nothing is trained."""
+    input:
+        f"{RESULTS}/manifest.json",
