@@ -25,6 +25,12 @@ def short(wildcards):
     return "short-candidates" if run.candidate else "short-runs"
 
 
+# On the machine that submits: they are light, and where nodes have no network it has.
+localrules:
+    data,
+    tune,
+
+
 # In each job of a cluster, not in all of them.
 resource_scopes:
     turn="local",
