@@ -19,7 +19,7 @@ def singular_values(matrix: Tensor) -> np.ndarray:
 
 
 def scaled(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix, float64, over its largest entry, and that entry: no square of the quotient is too large or too small."""
+    """A matrix, float64, over its largest entry, and that entry: no square of the quotient is out of range."""
     matrix = matrix.double()
     peak = matrix.abs().max().clamp(min=torch.finfo(matrix.dtype).tiny) if matrix.numel() else matrix.new_ones(())
     return matrix / peak, peak
