@@ -161,6 +161,11 @@ def wanted(runs, table):
     return [made(name) for name in names if there.get(name) != runs[name].identity]
 
 
+def kept(table):
+    """An output that its job reads before it is written anew: with keep, a table that rows stay in."""
+    return update(table) if GRID.keep else table
+
+
 # ---- before the first job ----
 
 
@@ -236,11 +241,11 @@ def mend():
     for target, path, what in found:
         altered = f"{what} since it was sealed" if what == "altered" else what
         print(f"{path} is {altered}: it is made again", file=sys.stderr)
-    again = {target for target, _, _ in found if target.exists()}
-    if not files.manifest(RESULTS).exists() and not GRID.keep and not RENDER_ONLY:
-        again |= {Path(table) for table in TABLES if os.path.exists(table)}  # made of runs, and sealed by nothing
-    for target in again:
+    for target in {target for target, _, _ in found if target.exists()}:
         os.replace(target, f"{target}.damaged")
+    if not files.manifest(RESULTS).exists() and not GRID.keep and not RENDER_ONLY:
+        for table in TABLES:  # made of runs, and sealed by nothing yet
+            Path(table).unlink(missing_ok=True)
 
 
 def start():

@@ -20,7 +20,7 @@ use rule candidate as train with:
         trained,
         choices,
     output:
-        update(f"{RESULTS}/runs/{plan.NAME}/run.json"),
+        f"{RESULTS}/runs/{plan.NAME}/run.json",
     log:
         f"{RESULTS}/logs/train/{plan.NAME}.log",
 
@@ -32,7 +32,7 @@ rule collect:
         ours("rankcollapse/library/ranks.py"),  # a new measure tabulates anew, and trains nothing
         ours("rankcollapse/experiment/collect.py"),
     output:
-        [update(f"{table}") for table in TABLES],
+        [kept(table) for table in TABLES],
     log:
         f"{RESULTS}/logs/collect.log",
     conda:

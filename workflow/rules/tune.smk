@@ -43,8 +43,8 @@ rule candidate:
     input:
         trained,
     output:
-        # It seals the files beside it. Not deleted before a job: one that is whole is found, and nothing is trained.
-        update(f"{RESULTS}/tuning/{plan.CANDIDATE}/run.json"),
+        # It seals the files beside it, .run.json is its copy. A job that finds that one whole trains nothing.
+        f"{RESULTS}/tuning/{plan.CANDIDATE}/run.json",
     log:
         f"{RESULTS}/logs/tuning/{plan.CANDIDATE}.log",
     group:
@@ -72,7 +72,7 @@ checkpoint tune:
     input:
         lambda wildcards: wanted(CANDIDATES, f"{RESULTS}/candidates.csv"),
     output:
-        update(f"{RESULTS}/candidates.csv"),
+        kept(f"{RESULTS}/candidates.csv"),
         f"{RESULTS}/tuned.csv",
     log:
         f"{RESULTS}/logs/tune.log",
