@@ -30,6 +30,14 @@ wildcard_constraints:
     figure="|".join(TITLES),
 
 
+localrules:
+    summarise,
+    figure,
+    pages,
+    paper,
+    seal,
+
+
 rule summarise:
     """Mean, standard deviation and n over seeds, a verdict on each claim, and the record of what they stand on."""
     input:

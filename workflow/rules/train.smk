@@ -25,6 +25,10 @@ use rule candidate as train with:
         f"{RESULTS}/logs/train/{plan.NAME}.log",
 
 
+localrules:
+    collect,
+
+
 rule collect:
     """A row per run, epoch, spectrum, cosine and norm."""
     input:

@@ -13,8 +13,22 @@ def threads(wildcards):
 
 
 def short(wildcards):
-    """The group of a run that takes minutes: on a cluster such share a job, one after the other."""
-    return "short" if workflow.non_local_exec and planned(wildcards).seconds(DEVICE) <= 300 else None
+    """The group of a run that takes minutes: on a cluster such share a job, one after the other.
+
+    All of a group must wait or run when the checkpoint is done: Snakemake 9.27 forms groups anew then, and mixes up what
+    runs with what waits. So a run of a fixed rate, which does not wait for it, is a job of its own.
+    """
+    run = planned(wildcards)
+    early = not run.candidate and run.rate == "fixed" and not GRID.tuned
+    if workflow.local_exec or early or run.seconds(DEVICE) > 300:
+        return None
+    return "short-candidates" if run.candidate else "short-runs"
+
+
+# On the machine that submits: they are light, and where nodes have no network it has.
+localrules:
+    data,
+    tune,
 
 
 # In each job of a cluster, not in all of them.
