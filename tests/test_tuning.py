@@ -280,7 +280,7 @@ def test_the_command_writes_the_tables_and_they_give_the_choices(preset):
     candidates = collect.read(results / "candidates.csv")
     assert list(candidates) == collect.CANDIDATE
     assert len(candidates) == 5 * 2 + 5
-    assert collect.standing(results / "candidates.csv") == {
+    assert plan.standing(results / "candidates.csv") == {
         name: entry["identity"] for name, entry in plan.entries(results / "plan.json", "candidates").items()
     }
 
@@ -356,17 +356,17 @@ def test_candidates_in_the_table_are_kept_as_they_are_if_they_have_the_identity_
     assert main(["tune", str(results)]) == 0
     before = contents(results)
     shutil.rmtree(results / "tuning/a/digits/bp/lr0.1")
-    assert main(["tune", str(results), "--keep"]) == 0
+    assert main(["tune", str(results), "--keep", str(results)]) == 0
     assert contents(results) == before
     run = results / "tuning/a/digits/bp/lr1/seed7/run.json"
     files.seal(run, files.sealed(run) | {"validation_accuracy": 0.5}, [], ".")
-    assert main(["tune", str(results), "--keep"]) == 0
+    assert main(["tune", str(results), "--keep", str(results)]) == 0
     assert collect.read(results / "candidates.csv")["validation_accuracy"].tolist()[-2:] == [0.5, 0.3], "of its folder"
     planned = read(results / "plan.json")
     planned["candidates"]["a/digits/bp/lr0.1/seed7"]["identity"] = "of other code"
     files.write_json(results / "plan.json", planned)
-    assert main(["tune", str(results), "--keep"]) == 0
-    assert [*collect.standing(results / "candidates.csv")].count("a/digits/bp/lr0.1/seed7") == 0
+    assert main(["tune", str(results), "--keep", str(results)]) == 0
+    assert [*plan.standing(results / "candidates.csv")].count("a/digits/bp/lr0.1/seed7") == 0
     assert collect.read(results / "tuned.csv")["n"].tolist() == [2, 1, 2]
     assert main(["tune", str(results)]) == 0
     assert collect.read(results / "tuned.csv")["lr"].tolist() == [0.01, 1.0]
@@ -389,20 +389,20 @@ def test_runs_in_the_tables_are_kept_line_by_line_if_they_have_the_identity_of_t
     assert set(before) == {"runs.csv", "epochs.csv", "ranks.csv.gz", "alignment.csv.gz", "norms.csv.gz"}
     for name in names[1:3]:
         shutil.rmtree(folders / name)
-    collect.runs(planned, folders, out, keep=True)
+    collect.runs(planned, folders, out, keep=out)
     assert contents(out) == before
 
     other = {**planned, names[1]: {**planned[names[1]], "identity": "of other code"}}
-    collect.runs(other, folders, out, keep=True)
+    collect.runs(other, folders, out, keep=out)
     after = contents(out)
-    assert collect.standing(out / "runs.csv") == {n: planned[n]["identity"] for n in (names[0], *names[2:])}
+    assert plan.standing(out / "runs.csv") == {n: planned[n]["identity"] for n in (names[0], *names[2:])}
     assert collect.read(out / "runs.csv")["outcome"].tolist() == ["finished", "missing", "finished", "finished"]
     for name in set(after) - {"runs.csv"}:
         gone = [line for line in before[name].splitlines() if line.startswith("a,digits,mlp,bp,1,")]
         assert [line for line in before[name].splitlines() if line not in gone] == after[name].splitlines()
     assert len([line for line in before["epochs.csv"].splitlines() if line.startswith("a,digits,mlp,bp,1,")]) == 1
     collect.runs(planned, folders, out)
-    assert [*collect.standing(out / "runs.csv")] == [names[0], names[3]], "without keep they are missing"
+    assert [*plan.standing(out / "runs.csv")] == [names[0], names[3]], "without keep they are missing"
     shutil.rmtree(folders)
     with pytest.raises(InputError, match="has no run of the plan"):
-        collect.runs(planned, folders, tmp_path / "none", keep=True)
+        collect.runs(planned, folders, tmp_path / "none", keep=out)

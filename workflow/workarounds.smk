@@ -22,28 +22,6 @@ def without_timers():
         workflow.scheduler.job_rate_limiter = None
 
 
-def without_false_records():
-    """Where a job that was to update its outputs fails Snakemake 9.27 puts back what they were, and records the job as
-    done: the next call would take what is old for new. Without a record they are incomplete, and made again.
-    """
-    if not is_version("snakemake", "9.27"):
-        return
-    persistence, old = workflow.persistence, set()
-    restore, finished = persistence.restore_output, persistence.finished
-
-    def restored(path):
-        if restore(path):
-            old.add(str(path))
-        return str(path) in old
-
-    async def recorded(job):
-        if old.isdisjoint(job.output):
-            await finished(job)
-        old.difference_update(job.output)
-
-    persistence.restore_output, persistence.finished = restored, recorded
-
-
 def patient(ask):
     """How jobs are, by `ask` of the SLURM executor (2.8), which waits for ever where it must not: for all its jobs, which
     it forgets, if SLURM does not answer, as in a restart; and for one that is preempted, as if SLURM were to requeue it.

@@ -52,7 +52,7 @@ def _not_kept(found: dict[Path, str]) -> list[Path]:
 
 
 def _strays(results: Path, digest: files.Digests) -> list[Path]:
-    """Files, or whole run folders, beside the sealed ones that no seal names; but not of runs that are being trained, and
+    """Files, or whole run folders, beside the sealed ones that no seal names; not of runs that are being trained, and
     not what snakemake has moved aside.
     """
     places = [*(results / part for part in ("runs", "tuning", "tables", "summary", "pages"))]

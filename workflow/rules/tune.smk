@@ -84,9 +84,9 @@ rule candidate:
 checkpoint tune:
     """All candidates and choices of this preset as one table. After it, it is seen anew which runs are to be trained."""
     input:
-        lambda wildcards: wanted(CANDIDATES, f"{RESULTS}/candidates.csv"),
+        lambda wildcards: wanted(CANDIDATES, "candidates.csv"),
     output:
-        kept(f"{RESULTS}/candidates.csv"),
+        f"{RESULTS}/candidates.csv",
         f"{RESULTS}/tuned.csv",
     log:
         f"{RESULTS}/logs/tune.log",
