@@ -50,6 +50,7 @@ TUNED = GRID.tuned or f"{RESULTS}/tuned.csv"
 TABLES = ["runs.csv", "epochs.csv", "ranks.csv.gz", "alignment.csv.gz", "norms.csv.gz"]
 TABLES = [f"{RESULTS}/tables/{name}" for name in TABLES]
 READY = "data/ready"
+KEPT = f"{RESULTS}/.kept"  # with keep: the tables as they are before a job, which Snakemake begins by deleting them
 
 GPUS = machine.gpus()
 DEVICE = GRID.device if GRID.device != "auto" else "cuda" if GPUS or workflow.non_local_exec else "cpu"
@@ -92,7 +93,7 @@ if not IN_CONDA:  # `python` is the one that runs snakemake, whether or not its 
 # On SIGTERM training saves its state: the shell and the writer of its log wait for it.
 PREFIX += "trap : TERM; tee() {{ trap '' TERM; command tee \"$@\"; }}; "
 # No part of a command, which they would change: what is trained does not depend on them.
-PREFIX += f"export FRESH={'--fresh' if GRID.fresh else ''} KEEP={'--keep' if GRID.keep else ''}; "
+PREFIX += f"export FRESH={'--fresh' if GRID.fresh else ''} KEEP={quoted(f'--keep {KEPT}') if GRID.keep else ''}; "
 PREFIX += f"export DATA_DIR={quoted(GRID.data_dir)} NO_DOWNLOAD={'' if GRID.download else '--no-download'}; "
 shell.prefix(PREFIX)
 
@@ -153,7 +154,7 @@ def wanted(runs, table):
     names = [name for name in runs if not GRID.allow_missing or os.path.exists(made(name))]
     if not GRID.keep:
         return [made(name) for name in names]
-    there = plan.standing(table)
+    there = plan.standing(f"{KEPT}/{table}")
     old = [name for name in runs if name in there and there[name] != runs[name].identity]
     if old:
         told = f"{', '.join(old[:5])}{' and others' if len(old) > 5 else ''}"
@@ -236,11 +237,14 @@ def mend():
     for target, path, what in found:
         altered = f"{what} since it was sealed" if what == "altered" else what
         print(f"{path} is {altered}: it is made again", file=sys.stderr)
-    again = {target for target, _, _ in found if target.exists()}
-    if not files.manifest(RESULTS).exists() and not GRID.keep and not RENDER_ONLY:
-        again |= {Path(table) for table in TABLES if os.path.exists(table)}  # made of runs, and sealed by nothing
-    for target in again:
+    for target in {target for target, _, _ in found if target.exists()}:
         os.replace(target, f"{target}.damaged")
+    tables = [Path(table) for table in (*TABLES, f"{RESULTS}/candidates.csv") if os.path.exists(table)]
+    for table in tables if GRID.keep else ():
+        files.write_bytes(f"{KEPT}/{table.name}", table.read_bytes())
+    if not files.manifest(RESULTS).exists() and not GRID.keep and not RENDER_ONLY:
+        for table in tables:  # made of runs, and sealed by nothing yet
+            table.unlink()
 
 
 def start():

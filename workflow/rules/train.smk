@@ -12,7 +12,7 @@ def finished_runs(wildcards):
     """run.json of the runs that are to be made, or are there."""
     if GRID.keep and CANDIDATES:
         checkpoints.tune.get()  # their identities are known then
-    return wanted(resolved(), TABLES[0])
+    return wanted(resolved(), "runs.csv")
 
 
 use rule candidate as train with:
@@ -20,7 +20,7 @@ use rule candidate as train with:
         trained,
         choices,
     output:
-        update(f"{RESULTS}/runs/{plan.NAME}/run.json"),
+        f"{RESULTS}/runs/{plan.NAME}/run.json",
     log:
         f"{RESULTS}/logs/train/{plan.NAME}.log",
 
@@ -36,7 +36,7 @@ rule collect:
         ours("rankcollapse/library/ranks.py"),  # a new measure tabulates anew, and trains nothing
         ours("rankcollapse/experiment/collect.py"),
     output:
-        [update(f"{table}") for table in TABLES],
+        TABLES,
     log:
         f"{RESULTS}/logs/collect.log",
     conda:

@@ -57,8 +57,8 @@ rule candidate:
     input:
         trained,
     output:
-        # It seals the files beside it. Not deleted before a job: one that is whole is found, and nothing is trained.
-        update(f"{RESULTS}/tuning/{plan.CANDIDATE}/run.json"),
+        # It seals the files beside it, .run.json is its copy. A job that finds that one whole trains nothing.
+        f"{RESULTS}/tuning/{plan.CANDIDATE}/run.json",
     log:
         f"{RESULTS}/logs/tuning/{plan.CANDIDATE}.log",
     group:
@@ -84,9 +84,9 @@ rule candidate:
 checkpoint tune:
     """All candidates and choices of this preset as one table. After it, it is seen anew which runs are to be trained."""
     input:
-        lambda wildcards: wanted(CANDIDATES, f"{RESULTS}/candidates.csv"),
+        lambda wildcards: wanted(CANDIDATES, "candidates.csv"),
     output:
-        update(f"{RESULTS}/candidates.csv"),
+        f"{RESULTS}/candidates.csv",
         f"{RESULTS}/tuned.csv",
     log:
         f"{RESULTS}/logs/tune.log",
