@@ -18,7 +18,7 @@ from snakemake.settings.types import DeploymentMethod
 
 HERE = Path(workflow.basedir)
 sys.path.insert(0, str(HERE))  # the package stands beside the Snakefile; under conda nothing has installed it
-os.environ["PYTHONNOUSERSITE"] = "1"  # in an environment of conda the user's own packages would hide its own
+os.environ.update(PYTHONNOUSERSITE="1")  # in an environment of conda the user's own packages would hide its own
 
 from filelock import FileLock, Timeout
 
@@ -160,6 +160,47 @@ def wanted(runs, table):
         told = f"{', '.join(old[:5])}{' and others' if len(old) > 5 else ''}"
         print(f"{table} has {len(old)} under another identity, which are made again: {told}", file=sys.stderr)
     return [made(name) for name in names if there.get(name) != runs[name].identity]
+
+
+# ---- what the jobs take ----
+
+
+def trained(wildcards):
+    """The converted set that a run trains on. Not for its time: a set converted anew is the same set."""
+    return ancient(expand(f"{READY}/{{set}}/{{array}}", set=wildcards.dataset, array=datasets.ARRAYS))
+
+
+def threads(wildcards):
+    """CPU threads of a training job. On GPUs of this machine its share of the cores, so that no more run than fit."""
+    places = len(GPUS) * GRID.gpu_slots if DEVICE == "cuda" and workflow.local_exec else 0
+    return max(GRID.threads, machine.cores() // places) if places else GRID.threads
+
+
+def short(wildcards):
+    """The group of a run that takes minutes: on a cluster such share a job, one after the other.
+
+    All of a group must wait or run when the checkpoint is done: Snakemake 9.27 forms groups anew then, and mixes up what
+    runs with what waits. So a run of a fixed rate, which does not wait for it, is a job of its own.
+    """
+    run = planned(wildcards)
+    early = not run.candidate and run.rate == "fixed" and not GRID.tuned
+    if workflow.local_exec or early or run.seconds(DEVICE) > 300:
+        return None
+    return "short-candidates" if run.candidate else "short-runs"
+
+
+def choices(wildcards):
+    """The table that has the rate of a run, if it is not fixed."""
+    if planned(wildcards).rate == "fixed":
+        return []
+    return ancient(GRID.tuned or checkpoints.tune.get().output[1])  # not for its time: for what it says
+
+
+def finished_runs(wildcards):
+    """run.json of the runs that are to be made, or are there."""
+    if GRID.keep and CANDIDATES:
+        checkpoints.tune.get()  # their identities are known then
+    return wanted(resolved(), "runs.csv")
 
 
 # ---- before the first job ----

@@ -1,30 +1,6 @@
 # The first stage: from the candidates of each arm to its choice, results/<preset>/tuned.csv.
 
 
-def trained(wildcards):
-    """The converted set that a run trains on. Not for its time: a set converted anew is the same set."""
-    return ancient(expand(f"{READY}/{{set}}/{{array}}", set=wildcards.dataset, array=datasets.ARRAYS))
-
-
-def threads(wildcards):
-    """CPU threads of a training job. On GPUs of this machine its share of the cores, so that no more run than fit."""
-    places = len(GPUS) * GRID.gpu_slots if DEVICE == "cuda" and workflow.local_exec else 0
-    return max(GRID.threads, machine.cores() // places) if places else GRID.threads
-
-
-def short(wildcards):
-    """The group of a run that takes minutes: on a cluster such share a job, one after the other.
-
-    All of a group must wait or run when the checkpoint is done: Snakemake 9.27 forms groups anew then, and mixes up what
-    runs with what waits. So a run of a fixed rate, which does not wait for it, is a job of its own.
-    """
-    run = planned(wildcards)
-    early = not run.candidate and run.rate == "fixed" and not GRID.tuned
-    if workflow.local_exec or early or run.seconds(DEVICE) > 300:
-        return None
-    return "short-candidates" if run.candidate else "short-runs"
-
-
 # On the machine that submits: they are light, and where nodes have no network it has.
 localrules:
     data,
@@ -48,7 +24,7 @@ rule data:
         mem_mb=3000,
         runtime=60,
     shell:
-        'python -m rankcollapse data {wildcards.dataset} --data-dir "$DATA_DIR" --ready {READY} $NO_DOWNLOAD'
+        f'python -m rankcollapse data {{wildcards.dataset}} --data-dir "$DATA_DIR" --ready {READY} $NO_DOWNLOAD'
         " 2>&1 | tee {log:q} >&2"
 
 
@@ -77,7 +53,7 @@ rule candidate:
         folder=lambda wildcards, output: os.path.dirname(output[0]),
         identity=identity,
     shell:
-        "python -m rankcollapse train {PLAN} --run {params.run} --out {params.folder} --threads {GRID.threads} $FRESH"
+        f"python -m rankcollapse train {PLAN} --run {{params.run}} --out {{params.folder}} --threads {GRID.threads} $FRESH"
         " 2>&1 | tee {log:q} >&2"
 
 
@@ -95,4 +71,4 @@ checkpoint tune:
     params:
         planned=[run.identity for run in CANDIDATES.values()],
     shell:
-        "python -m rankcollapse tune {RESULTS} $KEEP 2>&1 | tee {log:q} >&2"
+        f"python -m rankcollapse tune {RESULTS} $KEEP 2>&1 | tee {{log:q}} >&2"
