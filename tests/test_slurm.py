@@ -23,11 +23,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_workflow import FIGURES, ROOT, copy_project, overlay, planned, snakemake
+from test_workflow import ROOT, copy_project, overlay, planned, snakemake
 
 PROFILE = ["--workflow-profile", "profiles/slurm"]
 SQUEUE = ["--slurm-status-command", "squeue"]
 SLURM = [*PROFILE, *SQUEUE, "--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "10"]
+TINY = ["results/tiny/tables/runs.csv", "--configfile", "tests/tiny.yaml", "auto.yaml"]
+LONG = ["--configfile", "tests/slurm/faults.yaml"]
 # What a node with another processor and another Python would make of the grid by itself.
 ELSEWHERE = """
 import os
@@ -68,34 +70,37 @@ class Call:
         """What SLURM knows of each."""
         return [self.run(f"scontrol show job {job}") for job in self.jobs()]
 
-    def processes(self, start: str = "") -> list[int]:
-        """Ids of those that run in the folder, and whose arguments begin so."""
-        found = []
+    def processes(self) -> dict[int, str]:
+        """The commands of all that runs in the folder, by process id."""
+        found = {}
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # it has ended meanwhile
-                arguments = (process / "cmdline").read_text(encoding="utf-8").split("\0")[1:]
-                if os.readlink(process / "cwd") == str(self.folder) and " ".join(arguments).startswith(start):
-                    found.append(int(process.name))
+                if os.readlink(process / "cwd") == str(self.folder):
+                    found[int(process.name)] = (process / "cmdline").read_text(encoding="utf-8").replace("\0", " ")
         return found
 
-    def training(self) -> list[int]:
-        return self.processes("-m rankcollapse train ")
-
-    def wait(self, what: Callable) -> None:
+    def wait(self, what: Callable):
+        """What `what` returns, once that is true."""
         end = time.monotonic() + 400
-        while not what():
+        while not (found := what()):
             assert self.process.poll() is None, f"Snakemake has ended:\n{self.text('said.txt')[-3000:]}"
             assert time.monotonic() < end, f"waited in vain:\n{self.text('said.txt')[-3000:]}"
             time.sleep(0.3)
+        return found
 
-    def saved(self) -> set[Path]:
-        """The runs that have saved their state, and go on."""
-        runs = {path.parents[2] for path in self.folder.glob("results/faults/runs/*/*/*/*/state/*/step*.pt")}
-        return {run for run in runs if not (run / "run.json").exists()}
+    def midway(self, count: int = 1) -> list[int]:
+        """The processes of so many runs, once these have saved their state: they are held there."""
 
-    def midway(self) -> None:
-        """Until a run trains and has saved its state."""
-        self.wait(lambda: self.saved() and self.training())
+        def held() -> list[int]:
+            found = []
+            for pid, command in self.processes().items():
+                out = re.search(r"python\S* -m rankcollapse train .* --out (\S+)", command)
+                if out and not self.text(f"{out[1]}/run.json") and [*self.folder.glob(f"{out[1]}/state/*/step*.pt")]:
+                    os.kill(pid, signal.SIGSTOP)
+                    found.append(pid)
+            return found if len(found) == count else []
+
+        return self.wait(held)
 
     def daemon(self, name: str) -> int:
         """The process id of one of SLURM's."""
@@ -107,18 +112,15 @@ class Call:
 
 def scancel(call: Call) -> None:
     """While two runs train at once, each with its GPU: that is noted, for a test to judge."""
-    call.wait(lambda: len(call.saved()) == len(call.training()) == 2)
-    environments = [Path(f"/proc/{pid}/environ").read_text(encoding="utf-8").split("\0") for pid in call.training()]
-    call.seen = [word for words in environments for word in words if word.startswith("CUDA_VISIBLE_DEVICES=")]
+    environments = [Path(f"/proc/{pid}/environ").read_text(encoding="utf-8") for pid in call.midway(2)]
+    call.seen = [re.search(r"\0CUDA_VISIBLE_DEVICES=([^\0]*)", text)[1] for text in environments]
     call.run(f"scancel {' '.join(call.jobs('running'))}")
 
 
 def kill_training(call: Call) -> None:
     """Of the second run of a job, when the first has ended."""
     call.wait(lambda: [*call.folder.glob("results/faults/runs/shared/*/*/*/run.json")])
-    call.midway()
-    (pid,) = call.training()
-    os.kill(pid, signal.SIGKILL)
+    os.kill(call.midway()[0], signal.SIGKILL)
 
 
 def drain(call: Call) -> None:
@@ -132,41 +134,18 @@ def drain(call: Call) -> None:
 
 def lose_node(call: Call) -> None:
     """A node hangs, daemon and process, and is given up; its process goes on when a retry waits for it elsewhere."""
-    call.midway()
-    (old,), (job,) = call.training(), call.jobs("running")
+    (old,), (job,) = call.midway(), call.jobs("running")
     node = call.run(f"squeue --noheader --jobs={job} --format=%N").strip()
     os.kill(call.daemon(f"slurmd-{node}"), signal.SIGKILL)
-    os.kill(old, signal.SIGSTOP)
     call.run(f"scontrol update nodename={node} state=down reason=test")
-    call.wait(lambda: "is being written by another process" in call.text(LOG))
+    call.wait(lambda: "is being written by another process: waiting" in call.text(LOG))
     os.kill(old, signal.SIGCONT)
 
 
 def reach_wall_time(call: Call) -> None:
     """The run is held, as if it took long. Before its two minutes are over SLURM wakes it, with the SIGTERM to save."""
-    call.wait(lambda: re.search("step [1-9]", call.text(LOG)))
-    (pid,) = call.training()
-    os.kill(pid, signal.SIGSTOP)
+    call.midway()
     call.wait(lambda: "stopped at step" in call.text(LOG))
-
-
-def restart_slurmctld(call: Call) -> None:
-    """All calls notice."""
-    call.midway()
-    os.kill(call.daemon("slurmctld"), signal.SIGTERM)
-    time.sleep(5)
-    call.run("slurmctld")
-
-
-def kill_snakemake(call: Call) -> None:
-    """While one of its jobs trains, held so as not to end meanwhile, and one is queued; then it is called again."""
-    call.midway()
-    os.kill(call.training()[0], signal.SIGSTOP)
-    assert (len(call.jobs("running")), len(call.jobs("pending"))) == (1, 1)
-    call.process.kill()
-    call.process.wait()
-    call.start()
-    call.wait(lambda: "2 jobs of a Snakemake that was killed are cancelled" in call.text("said.txt"))
 
 
 def preempt(call: Call) -> None:
@@ -176,13 +155,30 @@ def preempt(call: Call) -> None:
     call.wait(lambda: call.jobs("preempted"))
 
 
-UNDISTURBED = lambda call: None
-LONG = ["--configfile", "tests/slurm/faults.yaml"]
+def restart_slurmctld(call: Call) -> None:
+    """All calls notice."""
+    (pid,) = call.midway()
+    os.kill(call.daemon("slurmctld"), signal.SIGTERM)
+    time.sleep(5)
+    call.run("slurmctld")
+    os.kill(pid, signal.SIGCONT)
+
+
+def kill_snakemake(call: Call) -> None:
+    """While one of its jobs trains and one is queued; then it is called again."""
+    call.midway()
+    assert (len(call.jobs("running")), len(call.jobs("pending"))) == (1, 1)
+    call.process.kill()
+    call.process.wait()
+    call.start()
+    call.wait(lambda: "2 jobs of a Snakemake that was killed are cancelled" in call.text("said.txt"))
+
+
 RUN, LOG = "results/faults/runs/{}/digits/bp/seed{}/run.json", "results/faults/logs/train/alone/digits/bp/seed0.log"
 ONE, BOTH = [RUN.format("alone", 0)], [RUN.format("alone", seed) for seed in (0, 1)]
 SHARED = [RUN.format("shared", seed) for seed in (0, 1)]
 GPU, WHERE = "--set-resources train:gpu=1", "--default-resources slurm_partition="
-WALL = "--config save_minutes=60 --set-resources train:runtime=2 --default-resources slurm_extra=\"'--signal=TERM@30'\""
+WALL = "--set-resources train:runtime=2 --default-resources slurm_extra=\"'--signal=TERM@30'\""
 # By name: what happens, the runs that are asked for, how often one of them is resumed, and arguments of the call.
 FAULTS = {
     "scancel": (scancel, BOTH, 2, GPU),
@@ -216,11 +212,11 @@ def calls(env, tmp_path_factory):
     root, going = tmp_path_factory.mktemp("calls"), []
     project = copy_project(root / "project")
     subprocess.run([sys.executable, "-m", "rankcollapse", "data", "digits"], cwd=project, check=True)
-    tiny = ["--configfile", "tests/tiny.yaml", overlay(project, "auto.yaml", run={"precision": "auto"})]
+    overlay(project, "auto.yaml", run={"precision": "auto"})
     with (project / "rankcollapse/experiment/plan.py").open("a", encoding="utf-8") as module:
         module.write(ELSEWHERE)
 
-    def end(name: str, happening: Callable, arguments: list[str]) -> tuple[Call, float]:
+    def end(name: str, arguments: list[str], happening: Callable = lambda call: None) -> tuple[Call, float]:
         start = time.monotonic()
         call = Call(project, root / re.sub(r"\W+", "-", name), env, arguments)
         going.append(call)
@@ -228,9 +224,9 @@ def calls(env, tmp_path_factory):
         assert call.process.wait(600) == 0, call.text("said.txt")[-5000:]
         return call, time.monotonic() - start
 
-    wanted = {name: (how, [*runs, *LONG, *SLURM, *shlex.split(by)]) for name, (how, runs, _, by) in FAULTS.items()}
-    wanted["long, local"] = UNDISTURBED, [*BOTH, *LONG, "--cores", "1"]
-    wanted["local"], wanted["none"] = (UNDISTURBED, [*tiny, "--cores", "2"]), (UNDISTURBED, [*tiny, *SLURM])
+    wanted = {name: ([*runs, *LONG, *SLURM, *shlex.split(by)], how) for name, (how, runs, _, by) in FAULTS.items()}
+    wanted |= {"long, local": ([*BOTH, *LONG, "--cores", "1"],), "none": ([*TINY, *SLURM],)}
+    wanted |= {"local": ([*TINY, "--cores", "1"],)}
     with ThreadPoolExecutor(len(wanted)) as pool:
         try:
             yield {name: pool.submit(end, name, *how) for name, how in wanted.items()}
@@ -262,18 +258,15 @@ def digests(folder: Path) -> dict[str, str]:
 
 def test_an_undisturbed_grid_is_as_a_local_one_on_nodes_that_would_plan_another(calls, record):
     (call, seconds), (local, _) = calls["none"].result(), calls["local"].result()
-    results, there = (each.folder / "results" / "tiny" for each in (call, local))
+    results, there = (each.folder / "results/tiny" for each in (call, local))
     for part in ("runs", "tuning"):
         assert digests(results / part) == digests(there / part)
         assert len(digests(results / part)) > 12
     times = "seconds train_seconds probe_seconds images_per_second memory_mb resumed started finished".split()  # noqa: SIM905
-    tables = [path.relative_to(there) for part in ("tables", "summary") for path in (there / part).glob("*.csv*")]
-    for table in [table for table in tables if table.name != "cost.csv"]:
+    for table in ("candidates.csv", "tuned.csv", *(f"tables/{path.name}" for path in there.glob("tables/*.csv*"))):
         ours, theirs = (pd.read_csv(each / table).drop(columns=times, errors="ignore") for each in (results, there))
         pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
-    for figure in FIGURES:
-        assert len({(each.folder / f"figures/tiny/{figure}.svg").read_bytes() for each in (call, local)}) == 1
-    assert planned(call.folder, "tests/tiny.yaml", "auto.yaml", *SLURM) == {}
+    assert planned(call.folder, *TINY[1:], TINY[0], *SLURM) == {}, "nothing that a node has recorded counts"
     record.append(("none", round(seconds), "as a local run"))
 
 
@@ -282,60 +275,39 @@ def test_short_runs_share_a_job_that_asks_for_one_and_light_rules_are_no_jobs(ca
     names = Counter(comment.split("_wildcards")[0] for comment in call.jobs().values())
     assert names == {"rule_short-candidates_candidate": 1, "rule_short-runs_train": 1, "rule_train": 8}
     assert not any("gres" in job for job in call.asked()), "the grid is one for CPUs"
-    first, again = shared.asked()
-    for job in (first, again):
-        assert re.findall(r"TimeLimit=\S+|TRES=\S+|TresPer\S+", job) == [
-            "TimeLimit=00:20:00",
-            "TRES=cpu=1,mem=1000M,node=1,billing=1,gres/gpu=1",
-            "TresPerJob=gres:gpu:1",
-        ]
+    one = ["TimeLimit=00:20:00", "TRES=cpu=1,mem=1000M,node=1,billing=1,gres/gpu=1", "TresPerJob=gres:gpu:1"]
+    assert [re.findall(r"TimeLimit=\S+|TRES=\S+|TresPer\S+", job) for job in shared.asked()] == [one, one]
 
 
 def test_what_is_not_shared_goes_on_at_once_and_each_job_sees_its_own_gpu(calls):
     call, _ = calls["scancel"].result()
-    assert all("TresPerJob=gres:gpu:1" in job for job in call.asked())
-    assert sorted(call.seen) == ["CUDA_VISIBLE_DEVICES=0", "CUDA_VISIBLE_DEVICES=1"]
-    said = snakemake(
-        call.folder,
-        "-n",
-        RUN.format("alone", 1),
-        "--forcerun",
-        "train",
-        *LONG,
-        *SLURM,
-        "--config",
-        "device=auto",
-        env=call.env,
-    )
+    assert ["TresPerJob=gres:gpu:1" in job for job in call.asked()] == [True] * 4
+    assert sorted(call.seen) == ["0", "1"]
+    said = snakemake(call.folder, "-n", RUN.format("alone", 1), "--force", *LONG, *SLURM, "--config", "device=auto")
     assert " gpu=1," in said.stdout + said.stderr
 
 
 def test_two_processes_of_one_allocation_with_two_gpus_have_one_each(env):
-    claim = "from rankcollapse.experiment import machine as m; import time; c = m.one_gpu(1); print(c.__enter__()); time.sleep(3)"
-    both = f"{sys.executable} -c {shlex.quote(claim)} & {sys.executable} -c {shlex.quote(claim)} & wait"
-    said = subprocess.run(
-        ["srun", "--gres=gpu:2", "bash", "-c", both], env=env, cwd=ROOT, capture_output=True, text=True
-    )
+    claim = "from rankcollapse.experiment import machine; import time; a = machine.one_gpu(1); print(a.__enter__()); "
+    one = shlex.join([sys.executable, "-c", f"{claim} time.sleep(5)"])
+    command = ["srun", "--gres=gpu:2", "bash", "-c", f"{one} & {one} & wait"]
+    said = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
     assert sorted(said.stdout.split()) == ["0", "1"], said.stderr
 
 
 @pytest.mark.parametrize(
     ("age", "how", "told"),
-    [
-        (300, [], "no one learns how jobs end: add --slurm-status-command squeue to the command"),
-        (60, SQUEUE, "squeue shows a job for 60 s after its end, too short a time: SLURM needs accounting"),
-        (None, SQUEUE, "there is no SLURM here, neither sinfo nor sbatch"),
-    ],
-)
+    [(300, [], "no one learns how jobs end: add --slurm-status-command squeue to the command"),
+     (60, SQUEUE, "squeue shows a job for 60 s after its end, too short a time: SLURM needs accounting"),
+     (None, SQUEUE, "there is no SLURM here, neither sinfo nor sbatch")],
+)  # fmt: skip
 def test_where_no_one_would_learn_how_jobs_end_the_call_stops_with_one_sentence(env, tmp_path, age, how, told):
     for command in ("bash", "sh", "which"):
         (tmp_path / command).symlink_to(shutil.which(command))
-    if age:
-        (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho 'MinJobAge = {age} sec'\n", encoding="ascii")
-        (tmp_path / "scontrol").chmod(0o755)
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho 'MinJobAge = {age} sec'\n", encoding="ascii")
+    (tmp_path / "scontrol").chmod(0o755)
     path = f"{tmp_path}:{env['PATH']}" if age else str(tmp_path)
-    project = copy_project(tmp_path / "project")
-    call = snakemake(project, *PROFILE, *how, "--configfile", "tests/tiny.yaml", env={**env, "PATH": path})
+    call = snakemake(copy_project(tmp_path / "p"), *TINY, *PROFILE, *how, env={**env, "PATH": path})
     assert call.returncode != 0
     assert told in call.stderr
     assert not re.search("Traceback|submitted", call.stderr)
