@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -20,6 +21,11 @@ PATHS = {
 }
 
 
+def _text(given: str) -> str:
+    """As UTF-8, whatever the locale takes it for."""
+    return os.fsencode(given).decode("utf-8")
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m rankcollapse.render", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
@@ -28,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         for path in paths:
             made[name].add_argument(path, type=Path, **({"required": True} if path.startswith("-") else {}))
     made["figure"].add_argument("name", choices=titles())
-    made["summarise"].add_argument("--title", required=True, help="what the preset is, in words")
+    made["summarise"].add_argument("--title", type=_text, required=True, help="what the preset is, in words")
     for name, option in (("figure", "--looks"), ("pages", "--names"), ("paper", "--names")):
         about = "what things are called, and look like, in this preset"
         made[name].add_argument(option, type=json.loads, required=True, metavar="JSON", help=about)
