@@ -18,12 +18,12 @@ import yaml
 from test_workflow import ROOT, copy_project
 
 LINKED = "torch", "torchvision"
+PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 TRACE = """\
-import json, os, sys
+import os, sys
 with open(os.environ["TRACE"], "a") as file:
-    print(json.dumps([sys.prefix, *sys.orig_argv[1:4]]), file=file)
+    print(*sys.orig_argv[2:4], sys.prefix, file=file)
 """
-# One line, so that pip reads where it was found.
 POISON = 'raise ImportError("a package of ~/.local")\n'
 
 pytestmark = pytest.mark.conda
@@ -56,7 +56,7 @@ def write_wheels(folder: Path) -> str:
 
 def poison(home: Path) -> None:
     """What a user has installed for all Pythons, in the versions of the pins: it breaks whatever imports it."""
-    site = home / ".local/lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    site = home / f".local/lib/python{PYTHON}/site-packages"
     versions = pins((ROOT / "envs/render.yaml").read_text(encoding="utf-8"))
     for name in ("numpy", "pandas", "pydantic"):
         info = site / f"{name}-{versions[name]}.dist-info/METADATA"
@@ -74,6 +74,10 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A home, a conda, and the project, whose tiny grid has been run in environments of that conda."""
+    if f"python={PYTHON}" not in (ROOT / "envs/train.yaml").read_text(encoding="utf-8"):
+        pytest.skip(
+            f"envs/ asks for another Python than this, {PYTHON}, which is all that a channel made here can offer"
+        )
     folder = tmp_path_factory.mktemp("conda")
     (folder / "home").mkdir()
     made = [sys.executable, ROOT / "tests/conda/make.py", folder / "conda"]
@@ -136,10 +140,9 @@ def test_the_users_own_packages_would_have_broken_it(folder, name):
 
 def test_rules_run_in_their_environments_python(folder):
     """All but the check before the first job, which is Snakemake's own."""
-    lines = [json.loads(line) for line in (folder / "trace").read_text(encoding="utf-8").splitlines()]
-    where = {(" ".join(command[1:]), Path(prefix)) for prefix, *command in lines}
     train, render = prefixes(folder)["train"], prefixes(folder)["render"]
-    commands = {"train": train, "data": train} | dict.fromkeys(("tune", "collect", "seal"), render)
-    wanted = {(f"rankcollapse {command}", prefix) for command, prefix in commands.items()}
-    wanted |= {(f"rankcollapse.render {name}", render) for name in ("summarise", "figure", "pages", "paper")}
-    assert where == wanted | {("rankcollapse check", Path(sys.prefix))}
+    wanted = {f"rankcollapse {command} {train}" for command in ("data", "train")}
+    wanted |= {f"rankcollapse {command} {render}" for command in ("tune", "collect", "seal")}
+    wanted |= {f"rankcollapse.render {command} {render}" for command in ("summarise", "figure", "pages", "paper")}
+    traced = set((folder / "trace").read_text(encoding="utf-8").splitlines())
+    assert traced == wanted | {f"rankcollapse check {sys.prefix}"}

@@ -42,7 +42,8 @@ def pip(*arguments: str | Path) -> None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        cannot(f"pip cannot get what conda is made from: {done.stderr.strip().splitlines()[-1]}")
+        why = done.stderr.strip().splitlines()[-1]
+        cannot(f"conda is made from packages that pip must fetch, and cannot here ({why})")
 
 
 def copy_python(root: Path, tools: Path) -> None:
@@ -61,7 +62,7 @@ def copy_python(root: Path, tools: Path) -> None:
     ask = "import ctypes, ssl, sysconfig; print(sysconfig.get_path('purelib'))"
     done = subprocess.run([root / "bin/python", "-I", "-c", ask], capture_output=True, text=True)
     if done.stdout.strip() != str(root / SITE):
-        cannot(f"the Python of {base} cannot be copied to another place, as one of pyenv's or python.org's can")
+        cannot(f"the Python of {base} cannot be copied to another place, as those can that pyenv or uv install")
 
 
 def package(channel: Path, name: str, version: str, depends: list[str], tree: Path) -> dict[str, dict]:
