@@ -35,7 +35,7 @@ def pins(text: str) -> dict[str, str]:
 
 def write_wheels(folder: Path) -> str:
     """Wheels of torch and torchvision that lead to those installed here: pip takes them for a later local version."""
-    (folder / "links").mkdir()
+    (folder / "links").mkdir(parents=True)
     here = Path(metadata.distribution("torch").locate_file(""))
     for name in (*LINKED, "torchgen", "functorch", "torchvision.libs", "nvidia", "triton"):
         if (here / name).exists():
@@ -43,14 +43,12 @@ def write_wheels(folder: Path) -> str:
     for name in LINKED:
         version = f"{metadata.version(name)}+linked"
         needs = [need for need in metadata.requires(name) if not need.startswith(("nvidia", "cuda", "triton"))]
-        head = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        head = [f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {need}" for need in needs)]
+        texts = {"METADATA": "\n".join(["Metadata-Version: 2.1", *head]), "WHEEL": "Wheel-Version: 1.0", "RECORD": ""}
         with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
             wheel.writestr(f"{name}.pth", f"{folder / 'links'}\n")
-            wheel.writestr(
-                f"{name}-{version}.dist-info/METADATA", head + "".join(f"Requires-Dist: {need}\n" for need in needs)
-            )
-            wheel.writestr(f"{name}-{version}.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-            wheel.writestr(f"{name}-{version}.dist-info/RECORD", "")
+            for file, text in texts.items():
+                wheel.writestr(f"{name}-{version}.dist-info/{file}", text)
     return str(folder)
 
 
@@ -80,8 +78,8 @@ def folder(tmp_path_factory) -> Path:
         )
     folder = tmp_path_factory.mktemp("conda")
     (folder / "home").mkdir()
-    made = [sys.executable, ROOT / "tests/conda/make.py", folder / "conda"]
-    made = subprocess.run(made, env=environment(folder), capture_output=True, text=True)
+    make = [sys.executable, ROOT / "tests/conda/make.py", folder / "conda"]
+    made = subprocess.run(make, env=environment(folder), capture_output=True, text=True)
     if made.returncode == 77:
         pytest.skip(made.stdout.strip())
     assert made.returncode == 0, made.stderr
@@ -92,7 +90,6 @@ def folder(tmp_path_factory) -> Path:
     study = tiny["studies"][0]
     studies = [{**study, "arms": {"fa": study["arms"]["fa"]}}]
     (project / "one.yaml").write_text(yaml.safe_dump({**tiny, "seeds": [0], "studies": studies}), encoding="utf-8")
-    (folder / "wheels").mkdir()
     wheels = f"{os.environ.get('PIP_FIND_LINKS', '')} {write_wheels(folder / 'wheels')}".strip()
     env = environment(folder, PIP_FIND_LINKS=wheels, TRACE=str(folder / "trace"))
     call = [sys.executable, "-m", "snakemake", "--cores", "2", "--use-conda", "--configfile", "one.yaml"]
