@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     sets.add_argument("--no-download", dest="download", action="store_false", help="stop where files are missing")
     results = argparse.ArgumentParser(add_help=False)
     results.add_argument("results", type=Path, metavar="RESULTS", help="folder of a preset, with its plan.json")
-    results.add_argument("--keep", action="store_true", help="keep what stands in its tables under its identity")
+    results.add_argument("--keep", type=Path, metavar="DIR", help="tables as they were, whose rows are kept")
 
     train = commands.add_parser("train", parents=[sets], help="train one run and write its folder")
     train.add_argument("config", metavar="CONFIG", help="YAML or JSON file of a run's knobs, - for standard input")

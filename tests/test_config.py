@@ -262,7 +262,7 @@ def a_grid(**changes):
 
 
 def runs(config, device="cpu", choices=None):
-    return plan.runs(grid.grid(config), device, choices)
+    return plan.runs(grid.grid(config), device, choices or {})
 
 
 def test_runs_come_in_the_order_of_the_config_and_know_their_place():

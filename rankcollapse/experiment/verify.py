@@ -52,13 +52,16 @@ def _not_kept(found: dict[Path, str]) -> list[Path]:
 
 
 def _strays(results: Path, digest: files.Digests) -> list[Path]:
-    """Files, or whole run folders, beside the sealed ones that no seal names; not of runs that are being trained."""
+    """Files, or whole run folders, beside the sealed ones that no seal names; not of runs that are being trained, and
+    not what snakemake has moved aside.
+    """
     places = [*(results / part for part in ("runs", "tuning", "tables", "summary", "pages"))]
     places += [Path("figures", results.name), Path("paper", results.name)]
     known = {*digest.used, *(name.replace(f"/{folder.RESULT}", f"/{folder.COPY}") for name in digest.used)}
     found = [path for place in places for path in place.rglob("*") if path.is_file() and str(path) not in known]
     unfinished = {path.parents[2] for path in found if path.parents[1].name == "state"}
     found = [path for path in found if not unfinished & {*path.parents} and path.name != folder.LOCK]
+    found = [path for path in found if path.suffix != ".damaged"]
     sealed = {str(Path(name).parent) for name in known}
     whole = {path: path.parent for path in found if str(path.parent) not in sealed and {*places[:2]} & {*path.parents}}
     return [*dict.fromkeys(whole.get(path, path) for path in found)]
