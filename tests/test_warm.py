@@ -26,12 +26,11 @@ PIPES = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="jobs are forked on Linux alone")
 
 
-def has_ended(pid):
-    """Whether a process has, within half a minute."""
+def wait_for_the_end(pid):
     deadline = time.monotonic() + 30
-    while Path(f"/proc/{pid}/cwd").exists() and time.monotonic() < deadline:  # one that nobody has asked after has none
+    while Path(f"/proc/{pid}/cwd").exists():  # one that has ended and that nobody has asked after has none
+        assert time.monotonic() < deadline
         time.sleep(0.02)
-    return not Path(f"/proc/{pid}/cwd").exists()
 
 
 class Server:
@@ -53,7 +52,7 @@ class Server:
     def end(self):
         self.parent.kill()
         self.parent.communicate()
-        assert has_ended(self.pid)
+        wait_for_the_end(self.pid)
 
 
 @pytest.fixture(scope="module")
@@ -100,25 +99,15 @@ def test_a_command_ends_as_its_fork_does(shared, text, code, said):
 def test_libraries_are_there_already_nothing_of_this_project_is_and_a_fork_is_named_by_its_arguments(shared):
     text = "import os, sys\nprint(*(any(m.split('.')[0] == n for m in sys.modules) for n in sys.argv[3].split()))\n"
     text += "print(os.popen(f'ps -o comm= {os.getpid()}').read().strip())"
-    said = shared.start(text, "train", "results/x", "torch rankcollapse").communicate(timeout=60)[0]
-    assert said == "True False\ntrain results/x\n"
-    said = shared.start(text, "figure", "accuracy", "pandas rankcollapse").communicate(timeout=60)[0]
-    assert said == "True False\nfigure accuracy\n"
+    for *words, library in (["train", "results/x", "torch"], ["figure", "accuracy", "pandas"]):
+        said = shared.start(text, *words, f"{library} rankcollapse").communicate(timeout=60)[0]
+        assert said == f"True False\n{' '.join(words)}\n"
 
 
 def test_a_run_trained_in_a_fork_has_the_bits_of_one_that_is_not(shared, tiny, data_dir, tmp_path):
     config = tiny(rule="fa", normalization="batch", optimizer="muon", lr=0.01, epochs=2, gradient_every=3)
     (tmp_path / "config.json").write_text(json.dumps(config.model_dump()), encoding="utf-8")
-    words = [
-        "-m",
-        "rankcollapse",
-        "train",
-        str(tmp_path / "config.json"),
-        "--data-dir",
-        str(data_dir),
-        "--threads",
-        "1",
-    ]
+    words = f"-m rankcollapse train {tmp_path}/config.json --data-dir {data_dir} --threads 1".split()
     for name, command in {"warm": shared.command, "cold": [sys.executable]}.items():
         subprocess.run([*command, *words, "--out", tmp_path / name], check=True, capture_output=True, cwd=ROOT)
     names = {path.name for path in (tmp_path / "cold").iterdir()}
@@ -150,43 +139,36 @@ def test_where_the_folder_for_temporary_files_has_too_long_a_name_there_is_no_se
 
 WAITING = """
 import os, signal, sys, time
-def handle(number, frame):
-    print("got", number, flush=True)
-    if number != signal.SIGUSR1:
-        sys.exit(128 + number)
-for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-    signal.signal(number, handle)
-print(os.getpid(), flush=True)
-while True:
-    time.sleep(0.05)
+signal.signal(signal.SIGUSR1, lambda number, frame: print("saved", flush=True))
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+try:
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted")
 """
 
 
 def ends(process, number):
+    """What it says, and its exit status, after a signal."""
     process.send_signal(number)
-    said = process.communicate(timeout=60)[0]
-    return (process.returncode, said) == (128 + number, f"got {number}\n")
+    return *process.communicate(timeout=60), process.returncode
 
 
 def test_signals_are_passed_on_and_an_interrupt_is_python_s_own(shared):
-    process = shared.start(WAITING)
-    process.stdout.readline()
-    process.send_signal(signal.SIGUSR1)
-    assert process.stdout.readline() == f"got {signal.SIGUSR1}\n"
-    assert ends(process, signal.SIGTERM)
-    text = "import time\nprint(1, flush=True)\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('yes')"
-    process = shared.start(text)
-    process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[0] == "yes\n"
-    assert process.returncode == 0
+    for number, end in {signal.SIGTERM: ("", "", 143), signal.SIGINT: ("interrupted\n", "", 0)}.items():
+        process = shared.start(WAITING)
+        process.stdout.readline()
+        process.send_signal(signal.SIGUSR1)
+        assert process.stdout.readline() == "saved\n"
+        assert ends(process, number) == end
 
 
 def test_a_fork_dies_with_its_command_and_the_command_with_its_fork(shared):
     process = shared.start(WAITING)
     pid = int(process.stdout.readline())
     process.kill()
-    assert has_ended(pid)
+    wait_for_the_end(pid)
     process.communicate()
     process = shared.start(WAITING)
     os.kill(int(process.stdout.readline()), signal.SIGKILL)
@@ -211,19 +193,15 @@ def test_many_at_once_each_have_their_own(shared):
     assert [process.returncode for process in started] == [*range(20)]
 
 
-def test_signals_to_all_do_not_end_the_server_and_jobs_go_on_when_it_ends_with_its_parent_or_is_killed(tmp_path):
-    for kill in (False, True):
-        (folder := tmp_path / str(kill)).mkdir()
-        server = Server(folder)
-        process = server.start(WAITING)
-        process.stdout.readline()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            os.kill(server.pid, number)
-        assert server.start("import os; print(os.getppid())").communicate(timeout=60)[0] == f"{server.pid}\n"
-        if kill:
-            os.kill(server.pid, signal.SIGKILL)
-            plain = server.start("import sys; print('torch' in sys.modules)")
-            assert plain.communicate(timeout=60)[0] == "False\n"
-        server.end()
-        assert kill or not [*folder.glob("rankcollapse-*")], "it takes its socket with it"
-        assert ends(process, signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_jobs_go_on_when_the_server_ends_with_its_parent_or_is_killed(tmp_path, number):
+    server = Server(tmp_path)
+    process = server.start(WAITING)
+    process.stdout.readline()
+    os.kill(server.pid, number)  # those that mean its jobs as well do not end it
+    other = server.start("import os; print(os.getppid())")
+    here = other.communicate(timeout=60)[0] == f"{server.pid}\n"
+    assert (here, other.returncode) == (number != signal.SIGKILL, 0)
+    server.end()
+    assert not here or not [*tmp_path.glob("rankcollapse-*")], "it takes its socket with it"
+    assert ends(process, signal.SIGTERM)[2] == 143
