@@ -27,7 +27,6 @@ report: "workflow/report/workflow.rst"
 
 onstart:
     without_timers()
-    without_false_records()
     with_slurm()
     start()
 

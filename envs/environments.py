@@ -19,7 +19,6 @@ TEXT = """\
 # Written by `make envs` from pyproject.toml and requirements.lock: {what}.
 channels:
   - conda-forge
-  - nodefaults
 dependencies:
   - python={python}
   - pip

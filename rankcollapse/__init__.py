@@ -4,10 +4,11 @@
     model = rankcollapse.convert(model, rule="fa", generator=torch.Generator().manual_seed(0))
     assert not rankcollapse.check(model, inputs)
 
-`library` is what any model can use: `feedback` changes the backward pass, `rules` says where, `check` whether it did;
-`updates` makes the step; `signals` and `trajectory` measure, `ranks` evaluates. `experiment` runs the grid with it:
-`config`, `grid` and `plan` say what, `datasets` and `data` make its images, `network` and `training` train, `job` writes
-a run's `folder`, `collect` and `tuning` the tables. `render` reads tables alone, and makes figures, pages and the paper.
+`library` serves any model: `feedback` changes the backward pass, `rules` says where, `check` whether it did;
+`updates` makes the step; `signals` and `trajectory` measure, `ranks` evaluates.
+`experiment` runs the grid with it: `config`, `grid` and `plan` say what, `datasets` and `data` make its images,
+`network` and `training` train, `job` writes a run's `folder`, `collect` and `tuning` write the tables.
+`render` reads tables alone, and makes figures, pages and the paper.
 """
 
 import importlib

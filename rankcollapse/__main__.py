@@ -1,4 +1,4 @@
-"""The command line: `python -m rankcollapse train | data | tune | collect | seal | verify | check | schema`, see --help.
+"""The command line: `python -m rankcollapse train | data | tune | collect | seal | verify | check | schema`.
 
 What makes figures, pages and the paper of the tables is `python -m rankcollapse.render`.
 """
@@ -16,24 +16,18 @@ from rankcollapse.experiment.config import RunConfig, checked, read, run_config
 
 
 def _train(args: argparse.Namespace) -> None:
-    values = read("/dev/stdin" if args.config == "-" else args.config)
+    """A run by itself, or that of a plan, which says too how to train it."""
     how = {key: getattr(args, key) for key in ("data_dir", "ready", "download", "device", "gpu_slots", "save_minutes")}
-    planned, name = None, args.run or args.out
+    out, identity, name = Path(args.out), None, args.run or args.out
     if args.run:
-        found = {**plan.entries(args.config, "candidates"), **plan.entries(args.config, "runs")}.get(args.run)
-        if found is None:
-            raise InputError(f"{args.config} has no run {args.run!r}: run snakemake, which writes it")
-        if found["identity"] is None:
-            mend = "lower or widen its `tune` in the config if all its candidates diverged"
-            raise InputError(f"{args.config}: no rate has been chosen for {args.run}: {mend}")
-        planned = found["identity"]
+        entry = plan.find(args.config, args.run)
+        identity, config = entry["identity"], checked(RunConfig, entry["config"], f"{args.config}, {name}")
         how |= {key: value for key, value in read(args.config).items() if key in how}
-        about = {key: found[key] for key in ("study", "arm")}
-        config = checked(RunConfig, found["config"], f"{args.config}, {name}")
+        how |= {"about": {key: entry[key] for key in ("study", "arm")}, "replace": True}
     else:
-        config, about = run_config(values), None
-    slots, out = how.pop("gpu_slots"), Path(args.out)
-    result = None if args.fresh or not planned else folder.finished(out, planned, lambda text: None)
+        config = run_config(read("/dev/stdin" if args.config == "-" else args.config))
+    slots = how.pop("gpu_slots")
+    result = None if args.fresh or not identity else folder.finished(out, identity, lambda text: None)
     if result:
         print(f"{name} is there already, whole", file=sys.stderr)
     else:
@@ -44,8 +38,7 @@ def _train(args: argparse.Namespace) -> None:
 
             if args.threads:
                 torch.set_num_threads(args.threads)
-            told = {"as_planned": planned, "about": about, "name": name}
-            result = train(config, out, **how, **told, replace=bool(planned), fresh=args.fresh)
+            result = train(config, out, **how, as_planned=identity, name=name, fresh=args.fresh)
     os.utime(out / folder.RESULT)  # snakemake wants it newer than what it is made from
     ending = "" if result["outcome"] == "finished" else f", DIVERGED in epoch {result['epochs']}"
     cost = f"{result['seconds']:.0f} s, {result['images_per_second']:.0f} images/s on {result['device']}"
@@ -55,15 +48,15 @@ def _train(args: argparse.Namespace) -> None:
 
 def _data(args: argparse.Namespace) -> None:
     data_dir = Path(args.data_dir).expanduser()
-    made = datasets.whole(args.name, data_dir, Path(args.ready or data_dir / "ready"), args.download, _tell)
-    _tell(str(made))
+    where = data_dir, Path(args.ready or data_dir / "ready"), args.download
+    print(datasets.whole(args.name, *where, lambda text: print(text, file=sys.stderr)), file=sys.stderr)
 
 
 def _tune(args: argparse.Namespace) -> None:
     from rankcollapse.experiment import collect, tuning  # with pandas, which a training job has no need of
 
-    planned = plan.entries(args.results / "plan.json", "candidates")
-    found = collect.candidates(planned, args.results / "tuning", args.results / "candidates.csv", args.keep)
+    planned, table = plan.entries(args.results / "plan.json", "candidates"), args.results / "candidates.csv"
+    found = collect.candidates(planned, args.results / "tuning", table, args.keep)
     collect.write(args.results / "tuned.csv", tuning.choose(found), digits=6)
 
 
@@ -75,9 +68,7 @@ def _collect(args: argparse.Namespace) -> None:
 
 
 def _seal(args: argparse.Namespace) -> None:
-    from rankcollapse.experiment.verify import seal
-
-    seal(args.results, args.names)
+    files.seal(files.manifest(args.results), {"preset": args.results.name}, filter(os.path.exists, args.names), ".")
 
 
 def _verify(args: argparse.Namespace) -> None:
@@ -104,10 +95,6 @@ def _schema(args: argparse.Namespace) -> None:
         raise InputError(f"{args.path} is not the schema of experiment/config.py and grid.py: run `make schema`")
 
 
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
 def _positive(text: str) -> int:
     if int(text) < 1:
         raise ValueError
@@ -123,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     sets.add_argument("--no-download", dest="download", action="store_false", help="stop where files are missing")
     results = argparse.ArgumentParser(add_help=False)
     results.add_argument("results", type=Path, metavar="RESULTS", help="folder of a preset, with its plan.json")
-    results.add_argument("--keep", action="store_true", help="keep what stands in its tables under its identity")
+    results.add_argument("--keep", type=Path, metavar="DIR", help="tables as they were, whose rows are kept")
 
     train = commands.add_parser("train", parents=[sets], help="train one run and write its folder")
     train.add_argument("config", metavar="CONFIG", help="YAML or JSON file of a run's knobs, - for standard input")
@@ -134,33 +121,29 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--gpu-slots", type=_positive, default=1, metavar="N", help="runs that may share one GPU")
     train.add_argument("--save-minutes", type=float, default=5.0, metavar="MIN", help="between two saves of its state")
     train.add_argument("--fresh", action="store_true", help="start over, whatever was saved or finished")
-
     data = commands.add_parser("data", parents=[sets], help="check a data set's official files and convert them")
     data.add_argument("name", choices=datasets.SETS)
-
     commands.add_parser("tune", parents=[results], help="write the table of candidates and that of choices")
     commands.add_parser("collect", parents=[results], help="write the tables of the runs")
-    seal = commands.add_parser("seal", parents=[results], help="seal what was made, in manifest.json")
-    seal.add_argument("names", nargs="*", metavar="FILE", help="beside the runs and candidates of the plan")
+    seal = commands.add_parser("seal", parents=[results], help="seal what was made of the runs, in manifest.json")
+    seal.add_argument("names", nargs="*", metavar="FILE")
     verify = commands.add_parser("verify", help="check what was made against its seals, byte by byte")
     verify.add_argument("results", type=Path, nargs="*", metavar="RESULTS", help="folders of presets; all by default")
     check = commands.add_parser("check", help="see that the network and update of every run of a plan can be made")
     check.add_argument("plan", metavar="PLAN")
-
     schema = commands.add_parser("schema", help="write config.schema.json, by which editors check and complete configs")
     schema.add_argument("path", metavar="PATH", type=Path, nargs="?", default=Path("config.schema.json"))
     schema.add_argument("--check", action="store_true", help="exit 2 if it is not up to date")
     return top
 
 
-COMMANDS = {"train": _train, "data": _data, "tune": _tune, "collect": _collect, "seal": _seal, "verify": _verify}
-COMMANDS |= {"check": _check, "schema": _schema}
+COMMANDS = (_train, _data, _tune, _collect, _seal, _verify, _check, _schema)
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
-        COMMANDS[args.command](args)
+        {command.__name__: command for command in COMMANDS}[f"_{args.command}"](args)
     except InputError as error:
         print(f"rankcollapse: {error}", file=sys.stderr)
         return 2

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from rankcollapse.experiment import datasets
+from rankcollapse.errors import InputError
+from rankcollapse.experiment import data, datasets, network, training
 from rankcollapse.experiment.config import run_config
+from rankcollapse.library import models
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before a first test touches a GPU
 torch.set_num_threads(1)
@@ -64,6 +66,17 @@ def tiny():
 
 
 @pytest.fixture(scope="session")
+def plain(tiny):
+    """A function from a seed and overrides to a small network of the grid that learns by backpropagation."""
+
+    def make(seed=0, **overrides):
+        net = network.skeleton(tiny(**{"width": 4, **overrides})).to_empty(device="cpu")
+        return models.initialize(net, torch.Generator().manual_seed(seed))
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """A data folder with the digits converted in it."""
     folder = tmp_path_factory.mktemp("data")
@@ -80,8 +93,6 @@ def digits(data_dir):
 @pytest.fixture
 def new_state(digits, tmp_path):
     """A function from a config of the digits to a run before its first step, with a file of gradients of its own."""
-    from rankcollapse.experiment import data, training
-
     numbers = itertools.count()
 
     def make(config, device="cpu", gradients=None):
@@ -106,6 +117,18 @@ def one_sentence():
         assert "Traceback" not in text
         for word in words:
             assert word in text, f"{word!r} is not in: {text}"
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def refused(one_sentence):
+    """A function that checks that a call is refused in one sentence with these words in it."""
+
+    def check(call, *words, error=InputError):
+        with pytest.raises(error) as caught:
+            call()
+        one_sentence(caught.value, *words)
 
     return check
 

@@ -59,6 +59,7 @@ from rankcollapse.render import drawing
 from rankcollapse.render.tables import finished
 
 SHOWN = "not intervention"
+SPREAD = ""
 
 
 def data(tables):
@@ -75,9 +76,6 @@ def draw(table, looks):
 def caption(table):
     return f"Test losses of {len(finished(table))} runs."
 
-
-if __name__ == "__main__":
-    drawing.main(__doc__, SHOWN, data, draw, caption, spread="")
 '''
 CLAIM = """
 - id: mine-below-bp
@@ -126,15 +124,15 @@ def changed(tmp_path_factory) -> Path:
     folder = copy_project(tmp_path_factory.mktemp("changed"))
     before, files = snapshot(folder), named((ROOT / "README.md").read_text(encoding="utf-8"))
     assert set(files) == {"arm", "learning rule", "architecture", "data set", "figure", "claim"}
-    append(folder / "rankcollapse/rules.py", RULE)
-    append(folder / "rankcollapse/models.py", ARCHITECTURE)
-    append(folder / "rankcollapse/datasets.py", DATA)
+    append(folder / "rankcollapse/library/rules.py", RULE)
+    append(folder / "rankcollapse/library/models.py", ARCHITECTURE)
+    append(folder / "rankcollapse/experiment/datasets.py", DATA)
     append(folder / "paper/claims.yaml", CLAIM)
-    (folder / "workflow/scripts/figures/losses.py").write_text(FIGURE, encoding="utf-8")
-    replace(folder / "rankcollapse/config.py", '"resnet18"] = Field', '"resnet18", "tower"] = Field')
-    replace(folder / "rankcollapse/config.py", '"frozen-bp"] = Field', '"frozen-bp", "mine"] = Field')
+    (folder / "rankcollapse/render/figures/losses.py").write_text(FIGURE, encoding="utf-8")
+    replace(folder / "rankcollapse/experiment/config.py", '"resnet18"] = Field', '"resnet18", "tower"] = Field')
+    replace(folder / "rankcollapse/experiment/config.py", '"frozen-bp"] = Field', '"frozen-bp", "mine"] = Field')
     knob = '    storeys: int = Field(1, ge=1, description="layers of the tower")\n    stem_stride'
-    replace(folder / "rankcollapse/config.py", "    stem_stride", knob)
+    replace(folder / "rankcollapse/experiment/config.py", "    stem_stride", knob)
     replace(folder / "config.yaml", "  # The interventions on", ARM + "  # The interventions on")
     preset = yaml.safe_load((folder / "presets/demo.yaml").read_text(encoding="utf-8"))
     small = yaml.safe_load((folder / "tests/tiny.yaml").read_text(encoding="utf-8"))

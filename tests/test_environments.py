@@ -34,7 +34,7 @@ torch==2.14.1+cpu ; python_full_version < '3.15' and sys_platform != 'none' \\
 
 
 def environments(folder, *arguments):
-    command = [sys.executable, ROOT / "workflow" / "scripts" / "environments.py", *arguments]
+    command = [sys.executable, ROOT / "envs/environments.py", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
@@ -54,8 +54,8 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
-def dependencies(folder, name):
-    return yaml.safe_load((folder / "envs" / f"{name}.yaml").read_text(encoding="utf-8"))["dependencies"]
+def written(folder, name):
+    return yaml.safe_load((folder / "envs" / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def refused(done, one_sentence, *words):
@@ -69,10 +69,11 @@ def test_the_environments_of_the_project_are_up_to_date():
 
 
 def test_each_environment_holds_what_is_listed_for_it_in_the_versions_of_the_lock(project):
+    """From one channel, and without the word `nodefaults`: conda 26.7 and later take that for a channel's name."""
     train = ["torch==2.14.1+cpu", "scikit-learn==1.9.1", "numpy==2.4.6"]
-    assert dependencies(project, "train") == ["python=3.11", "pip", {"pip": train}]
-    render = ["numpy==2.4.6", "matplotlib==3.10.0"]
-    assert dependencies(project, "render") == ["python=3.11", "pip", {"pip": render}]
+    for name, pins in (("train", train), ("render", ["numpy==2.4.6", "matplotlib==3.10.0"])):
+        wanted = {"channels": ["conda-forge"], "dependencies": ["python=3.11", "pip", {"pip": pins}]}
+        assert written(project, name) == wanted
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_each_environment_holds_what_is_listed_for_it_in_the_versions_of_the_loc
         ("requirements.lock", "matplotlib==3.10.0", "matplotlib==3.10.1", "render"),
         ("requirements.lock", "scikit-learn==1.9.1", "scikit-learn==1.9.2", "train"),
         ("pyproject.toml", 'render = ["numpy",', "render = [", "render"),
-        ("envs/train.yaml", "nodefaults", "defaults", "train"),
+        ("envs/train.yaml", "conda-forge", "defaults", "train"),
     ],
 )
 def test_a_change_is_noticed_until_the_environments_are_written_anew(project, one_sentence, file, old, new, name):
@@ -91,7 +92,7 @@ def test_a_change_is_noticed_until_the_environments_are_written_anew(project, on
     assert environments(project).returncode == 0
     assert environments(project, "--check").returncode == 0
     if file == "requirements.lock":
-        assert new in dependencies(project, name)[-1]["pip"]
+        assert new in written(project, name)["dependencies"][-1]["pip"]
 
 
 def test_what_else_the_lock_holds_changes_nothing(project):
@@ -107,5 +108,5 @@ def test_a_package_that_the_lock_lacks_is_named(project, one_sentence):
 
 
 def test_no_file_of_pins_takes_the_place_of_an_environment():
-    """Snakemake would create the environment from it alone, without a single package of pip's: see check_conda.py."""
+    """Snakemake would create the environment from it alone, without a single package of pip's."""
     assert list((ROOT / "envs").glob("*.pin.txt")) == []

@@ -16,35 +16,25 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 
-from rankcollapse import convert, exact_feedback
-from rankcollapse.experiment import datasets
+from rankcollapse import check, convert, exact_feedback
+from rankcollapse.experiment import network
 from rankcollapse.experiment.training import deterministic
-from rankcollapse.library import check, models
+from rankcollapse.library import models
 from rankcollapse.library.feedback import feedback_layers
 
 NETS = ["mlp", "cnn4", "resnet18"]
-SHAPE = datasets.SETS["cifar10"].shape
+SHAPE = 3, 32, 32
 CONVOLUTIONS = [
-    {"kernel_size": 3},
-    {"kernel_size": 3, "bias": False},
-    {"kernel_size": 1},
-    {"kernel_size": 1, "stride": 2, "bias": False},
     {"kernel_size": 3, "padding": 1},
-    {"kernel_size": 3, "stride": 2, "padding": 1},
+    {"kernel_size": 1, "stride": 2, "bias": False},
     {"kernel_size": 3, "stride": (2, 1), "padding": (0, 2)},
     {"kernel_size": (1, 3), "dilation": (1, 2)},
-    {"kernel_size": 3, "dilation": 2, "padding": 2},
     {"kernel_size": 3, "groups": 2},
-    {"kernel_size": 3, "groups": 4, "padding": 1},
     {"kernel_size": 3, "groups": 4, "out_channels": 8, "padding": 1},
     {"kernel_size": 3, "padding": "valid", "stride": 2},
-    {"kernel_size": 3, "padding": "same"},
-    {"kernel_size": 2, "padding": "same"},
     {"kernel_size": (4, 3), "padding": "same", "dilation": (1, 2)},
     {"kernel_size": (3, 4), "padding": "same", "padding_mode": "reflect"},
-    {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
     {"kernel_size": 3, "padding": (2, 1), "padding_mode": "replicate"},
-    {"kernel_size": 2, "padding": "same", "padding_mode": "circular"},
     {"kernel_size": 3, "padding": 1, "padding_mode": "circular", "stride": 2, "groups": 2},
 ]
 
@@ -59,10 +49,12 @@ def gen(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def build(tiny, architecture, normalization="none"):
-    """A small net of the grid for images of SHAPE."""
-    config = tiny(dataset="cifar10", architecture=architecture, normalization=normalization, width=4, depth=3)
-    return models.build(config, gen())
+@pytest.fixture
+def build(plain):
+    """A function from an architecture to a small net of the grid for images of SHAPE."""
+    return lambda architecture, normalization="none", width=4: plain(
+        dataset="cifar10", architecture=architecture, normalization=normalization, width=width, depth=3
+    )
 
 
 def gradients(model, x, delta=None, call=None):
@@ -127,26 +119,18 @@ def has_bits(conv, device):
     ids=lambda value: value["architecture"] if isinstance(value, dict) else None,
 )
 def test_nets_have_the_parameters_counted_by_hand(tiny, options, expected):
-    net = models.skeleton(tiny(dataset="cifar10", **options))
+    net = network.skeleton(tiny(dataset="cifar10", **options))
     assert sum(p.numel() for p in net.parameters()) == expected
 
 
-def test_resnet18_computes_what_torchvisions_computes_with_the_same_stem(tiny):
+def test_resnet18_computes_what_torchvisions_computes_with_the_same_stem(build):
     """Weights carried over in order: the two nets list their layers alike."""
     theirs = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [2, 2, 2, 2], num_classes=10)
     theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-    config = tiny(dataset="cifar10", architecture="resnet18", normalization="batch", width=64)
-    ours = models.build(config, gen())
-    values = list(ours.state_dict().values())
-    theirs.load_state_dict(dict(zip(theirs.state_dict(), values, strict=True)))
+    ours = build("resnet18", "batch", width=64)
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
     x = torch.randn(2, 3, 16, 16, generator=gen(1))
     torch.testing.assert_close(ours(x), theirs(x))
-
-
-class Custom(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(3))
 
 
 class Counter(nn.Module):
@@ -155,11 +139,10 @@ class Counter(nn.Module):
         self.register_buffer("count", torch.zeros(()))
 
 
-@pytest.mark.parametrize("layer", [nn.PReLU(), nn.Conv1d(2, 2, 3), Custom(), Counter()], ids=lambda m: type(m).__name__)
-def test_initialize_refuses_a_layer_whose_values_it_does_not_know(layer, one_sentence):
-    with pytest.raises(ValueError, match=f"layer '1' is a {type(layer).__name__}") as caught:
-        models.initialize(nn.Sequential(nn.Linear(2, 2), layer), gen())
-    one_sentence(caught.value)
+@pytest.mark.parametrize("layer", [nn.PReLU(), nn.Conv1d(2, 2, 3), Counter()], ids=lambda m: type(m).__name__)
+def test_initialize_refuses_a_layer_whose_values_it_does_not_know(layer, refused):
+    net = nn.Sequential(nn.Linear(2, 2), layer)
+    refused(lambda: models.initialize(net, gen()), f"layer '1' is a {type(layer).__name__}", error=ValueError)
 
 
 def test_initialize_leaves_nothing_of_what_the_memory_held():
@@ -184,19 +167,17 @@ def test_initialize_leaves_nothing_of_what_the_memory_held():
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 5), (2, 3, 2, 5), (0, 5)])
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 5), (2, 3, 2, 5), (0, 5), (5, 3)])
 def test_linear_with_b_equal_to_w_gives_bp_gradients_to_the_bit(shape, bias, device):
-    assert_exact_feedback_is_backpropagation(nn.Linear(5, 7, bias=bias), torch.randn(shape), device)
-
-
-def test_linear_takes_an_input_that_is_not_contiguous(device):
-    assert_exact_feedback_is_backpropagation(nn.Linear(5, 7), torch.randn(3, 5, 4).transpose(1, 2), device)
+    """The last is not contiguous."""
+    x = torch.randn(shape)
+    assert_exact_feedback_is_backpropagation(nn.Linear(5, 7, bias=bias), x if shape[-1] == 5 else x.t(), device)
 
 
 @pytest.mark.parametrize("options", CONVOLUTIONS, ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items()))
 @pytest.mark.parametrize("batch", [(3,), ()], ids=["batched", "unbatched"])
 def test_convolution_with_b_equal_to_w_gives_bp_gradients_to_the_bit(options, batch, device):
-    conv = nn.Conv2d(4, **{"out_channels": 6, **({"out_channels": 4} if options.get("groups") == 4 else {}), **options})
+    conv = nn.Conv2d(4, **{"out_channels": 6, **options})
     if not has_bits(conv, device):
         pytest.skip("no bits to ask for on a GPU")
     assert_exact_feedback_is_backpropagation(conv, torch.randn(*batch, 4, 9, 8), device)
@@ -232,39 +213,28 @@ def test_any_convolution_with_b_equal_to_w_gives_bp_gradients_to_the_bit(device,
     assert_exact_feedback_is_backpropagation(conv, torch.randn(shape, generator=gen(3)), device)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("normalization", ["none", "batch"])
 @pytest.mark.parametrize("architecture", NETS)
-def test_whole_nets_with_b_equal_to_w_give_bp_gradients_to_the_bit(tiny, architecture, normalization, device):
-    plain = build(tiny, architecture, normalization)
-    x = torch.randn(4, *SHAPE, generator=gen(4))
+def test_whole_nets_with_b_equal_to_w_give_bp_gradients_to_the_bit(build, architecture, normalization, layout, device):
+    plain = build(architecture, normalization).to(memory_format=layout)
+    x = torch.randn(4, *SHAPE, generator=gen(4)).to(memory_format=layout)
     converted = assert_exact_feedback_is_backpropagation(plain, x, device)
     for name, buffer in plain.named_buffers():
         assert torch.equal(buffer, converted.get_buffer(name)), f"running statistics {name} differ"
-
-
-def test_torchvision_resnet18_with_b_equal_to_w_gives_bp_gradients_to_the_bit(device):
-    plain = torchvision.models.resnet18(num_classes=10).to(device)
-    converted = convert(copy.deepcopy(plain), "fa", gen(1))
-    for layer in feedback_layers(converted).values():
-        layer.feedback = layer.weight.detach()
-    x, delta = torch.randn(2, 3, 64, 64).to(device), torch.randn(2, 10).to(device)
-    with deterministic():
-        assert_same_bits(gradients(converted, x, delta), gradients(plain, x, delta))
-    assert len(feedback_layers(converted)) == 21  # 20 convolutions, 3 of them 1x1 shortcuts, and the classifier
-
-
-@pytest.mark.parametrize("architecture", ["cnn4", "resnet18"])
-def test_channels_last_nets_with_b_equal_to_w_give_bp_gradients_to_the_bit(tiny, architecture, device):
-    plain = build(tiny, architecture).to(memory_format=torch.channels_last)
-    x = torch.randn(4, *SHAPE, generator=gen(4)).to(memory_format=torch.channels_last)
-    converted = assert_exact_feedback_is_backpropagation(plain, x, device)
     for name, layer in feedback_layers(converted).items():
         assert layer.feedback.stride() == layer.weight.stride(), f"B of {name} is laid out unlike W"
 
 
+def test_torchvision_resnet18_with_b_equal_to_w_gives_bp_gradients_to_the_bit(device):
+    plain = torchvision.models.resnet18(num_classes=10)
+    converted = assert_exact_feedback_is_backpropagation(plain, torch.randn(2, 3, 32, 32), device)
+    assert len(feedback_layers(converted)) == 21  # 20 convolutions, 3 of them 1x1 shortcuts, and the classifier
+
+
 @pytest.mark.parametrize("architecture", NETS)
-def test_under_bfloat16_autocast_b_equal_to_w_is_plain_autocast(tiny, architecture, device):
-    plain = build(tiny, architecture).to(device)
+def test_under_bfloat16_autocast_b_equal_to_w_is_plain_autocast(build, architecture, device):
+    plain = build(architecture).to(device)
     with deterministic(), torch.autocast(device, torch.bfloat16):
         x = torch.randn(4, *SHAPE, generator=gen(4)).to(device)
         assert plain(x).dtype == torch.bfloat16
@@ -275,22 +245,6 @@ def test_under_bfloat16_autocast_b_equal_to_w_is_plain_autocast(tiny, architectu
             found = gradients(converted, x, delta)
     assert_same_bits(found, expected)
     assert {value.dtype for value in found.values()} == {torch.float32}
-
-
-@pytest.mark.parametrize(
-    ("layer", "shape"), [(nn.Linear(3, 4), (2, 3)), (nn.Conv2d(2, 4, 2, 2, padding="valid", groups=2), (2, 2, 4, 5))]
-)
-def test_float64_gradients_with_b_equal_to_w_pass_gradcheck(layer, shape, device):
-    layer = convert(models.initialize(copy.deepcopy(layer), gen()).double().to(device), "fa", gen())
-    weight, bias = (p.detach().clone().requires_grad_() for p in (layer.weight, layer.bias))
-
-    def forward(x, weight, bias):
-        values = {"weight": weight, "bias": bias, "feedback": weight.detach()}
-        return torch.func.functional_call(layer, values, x)
-
-    x = torch.randn(shape, generator=gen(1), dtype=torch.float64).to(device).requires_grad_()
-    with deterministic():
-        assert torch.autograd.gradcheck(forward, (x, weight, bias))
 
 
 # ---- another B is feedback alignment ----
@@ -362,12 +316,17 @@ class Layers(nn.Module):
         return self.head(torch.relu(self.tokens(x.flatten(2).mT)).flatten(1))
 
 
-def plain_net(tiny, name):
-    if name == "layers":
-        return models.initialize(Layers(), gen())
-    architecture, _, normalization = name.partition(" ")
-    config = tiny(dataset="cifar10", architecture=architecture, normalization=normalization or "none", width=8)
-    return models.build(config, gen())
+@pytest.fixture
+def either(build):
+    """A function from a name to a net: `layers`, or one of the grid, as in `cnn4 batch`."""
+
+    def make(name):
+        architecture, _, normalization = name.partition(" ")
+        if name == "layers":
+            return models.initialize(Layers(), gen())
+        return build(architecture, normalization or "none", width=8)
+
+    return make
 
 
 def assert_feedback_alignment(found, plain, converted, x, delta, tolerance=None):
@@ -407,8 +366,8 @@ def test_convolution_with_random_b_sends_the_error_through_b_alone(options, devi
 
 
 @pytest.mark.parametrize("name", ["cnn4", "cnn4 batch", "resnet18", "layers"])
-def test_in_bfloat16_and_channels_last_gradients_are_those_of_the_reference(tiny, name, device):
-    plain = plain_net(tiny, name)
+def test_in_bfloat16_and_channels_last_gradients_are_those_of_the_reference(either, name, device):
+    plain = either(name)
     net = convert(copy.deepcopy(plain), "fa", gen(1), models.init_weight)
     net.to(device, memory_format=torch.channels_last)
     x, delta = torch.randn(16, *SHAPE, generator=gen(4)), torch.randn(16, 10, generator=gen(5))
@@ -437,9 +396,9 @@ COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
         ("layers", "aot_eager", torch.float32),
     ],
 )
-def test_compiled_gradients_are_those_of_the_reference(tiny, name, backend, precision, device):
+def test_compiled_gradients_are_those_of_the_reference(either, name, backend, precision, device):
     torch.compiler.reset()
-    plain = plain_net(tiny, name)
+    plain = either(name)
     net = convert(copy.deepcopy(plain), "fa", gen(1), models.init_weight).to(device)
     x, delta = torch.randn(8, *SHAPE, generator=gen(4)), torch.randn(8, 10, generator=gen(5))
     compiled = torch.compile(net, fullgraph=True, backend=backend)
@@ -453,76 +412,13 @@ def test_compiled_gradients_are_those_of_the_reference(tiny, name, backend, prec
     assert_feedback_alignment(found, plain, net, x, delta, 1e-2 if exact else None)  # rounding may turn a ReLU over
 
 
-# ---- nets, layer by layer ----
-
-
-@pytest.mark.parametrize("architecture", NETS)
-def test_random_b_changes_every_gradient_but_the_classifiers(tiny, architecture, device):
-    plain = build(tiny, architecture).to(device)
-    converted = convert(copy.deepcopy(plain), "fa", gen(1), models.init_weight)
-    x, delta = (torch.randn(4, *shape, generator=gen(n)).to(device) for n, shape in ((4, SHAPE), (2, [10])))
-    with deterministic():
-        expected, found = gradients(plain, x, delta), gradients(converted, x, delta)
-    for name, value in expected.items():
-        if name.endswith("weight"):
-            assert torch.equal(found[name], value) == (name == "head.weight"), name
-
-
-@pytest.mark.parametrize(("layer", "shape"), [(nn.Linear(3, 4), (2, 3)), (nn.Conv2d(2, 4, 3, padding=1), (2, 2, 4, 5))])
-def test_weight_and_bias_gradients_of_a_layer_are_exact_whatever_b_is(layer, shape, device):
-    plain = models.initialize(copy.deepcopy(layer), gen()).to(device)
-    x = torch.randn(shape, generator=gen(2)).to(device)
-    delta = torch.randn(plain(x).shape, generator=gen(3)).to(device)
-    with deterministic():
-        expected = gradients(plain, x, delta)
-        found = gradients(convert(copy.deepcopy(plain), "fa", gen(1)), x, delta)
-    assert not torch.equal(found.pop("input"), expected.pop("input"))
-    assert_same_bits(found, expected)
-
-
-def test_the_forward_pass_does_not_depend_on_b(tiny, device):
-    plain = build(tiny, "resnet18", "batch").to(device)
-    x = torch.randn(4, *SHAPE, generator=gen(4)).to(device)
-    with deterministic():
-        assert torch.equal(convert(copy.deepcopy(plain), "fa", gen(1))(x), plain(x))
-
-
-def test_norm_and_activation_pass_the_error_exactly():
-    net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double()
-    convert(net, "fa", gen(1))
-    x = torch.randn(8, 6, generator=gen(2), dtype=torch.float64)
-    delta = torch.randn(8, 3, generator=gen(3), dtype=torch.float64)
-    found = gradients(net, x, delta)
-    below = net[:3]
-    expected = torch.autograd.grad(below(x), list(below.parameters()), delta @ net[3].feedback)
-    for (name, _), value in zip(below.named_parameters(), expected, strict=True):
-        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-14)
-
-
-def test_identity_shortcut_passes_the_error_exactly():
-    block = models.initialize(models.BasicBlock(4, 4, 1, "none"), gen())
-    convert(block, "fa", gen(1))
-    for layer in feedback_layers(block).values():
-        layer.feedback.zero_()  # nothing comes back through the residual branch
-    x, delta = torch.randn(2, 4, 6, 6, generator=gen(2)), torch.randn(2, 4, 6, 6, generator=gen(3))
-    expected = delta * (block(x) > 0)
-    assert torch.equal(gradients(block, x, delta)["input"], expected)
-
-
 # ---- B in memory ----
 
 
-@pytest.mark.parametrize("layer", [nn.Linear(5, 4), nn.Conv2d(3, 4, 3)], ids=["linear", "convolution"])
-def test_the_memory_layout_of_b_does_not_matter(layer):
-    """B given in another order in memory is the same B."""
-    x = torch.randn(2, *([5] if isinstance(layer, nn.Linear) else [3, 6, 6]), requires_grad=True)
-    model = convert(nn.Sequential(layer), "fa", torch.Generator().manual_seed(0))
-    (expected,) = torch.autograd.grad(model(x).square().sum(), x)
-    b = layer.feedback
-    layer.feedback = b.t().contiguous().t() if b.dim() == 2 else b.contiguous(memory_format=torch.channels_last)
-    assert layer.feedback.stride() != b.stride()
-    (found,) = torch.autograd.grad(model(x).square().sum(), x)
-    assert torch.allclose(found, expected, atol=1e-6)
+def sent_back(model, x):
+    with torch.autocast(x.device.type, torch.bfloat16):
+        y = model(x)
+    return torch.autograd.grad(y.float().sum(), x)[0]
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(5, 4), nn.Conv2d(3, 4, 3)], ids=["linear", "convolution"])
@@ -530,22 +426,20 @@ def test_a_b_that_is_loaded_or_written_or_assigned_counts_from_the_next_pass(lay
     x = torch.randn(2, *([5] if isinstance(layer, nn.Linear) else [3, 6, 6])).to(device).requires_grad_()
     model = convert(nn.Sequential(copy.deepcopy(layer)).to(device), "fa", gen(0))
     layer = model[0]
-
-    def sent_back():
-        with torch.autocast(device, torch.bfloat16):
-            y = model(x)
-        return torch.autograd.grad(y.float().sum(), x)[0]
-
-    once = sent_back()
+    once = sent_back(model, x)
     model.load_state_dict({**model.state_dict(), "0.feedback": 2 * layer.feedback})
-    assert torch.equal(sent_back(), 2 * once)
+    assert torch.equal(sent_back(model, x), 2 * once)
     layer.feedback.mul_(2)
-    assert torch.equal(sent_back(), 4 * once)
-    layer.feedback = 2 * layer.feedback
-    assert torch.equal(sent_back(), 8 * once)
+    assert torch.equal(sent_back(model, x), 4 * once)
+    other = 2 * layer.feedback  # in another order in memory
+    layer.feedback = other.t().contiguous().t() if other.dim() == 2 else other.to(memory_format=torch.channels_last)
+    assert layer.feedback.stride() != other.stride()
+    torch.testing.assert_close(sent_back(model, x), 8 * once)
+    layer.feedback = other
+    assert torch.equal(sent_back(model, x), 8 * once)
     with exact_feedback(model):
-        assert not torch.equal(sent_back(), 8 * once)
-    assert torch.equal(sent_back(), 8 * once)
+        assert not torch.equal(sent_back(model, x), 8 * once)
+    assert torch.equal(sent_back(model, x), 8 * once)
     assert torch.equal(copy.deepcopy(model)[0].feedback, layer.feedback)
 
 
@@ -553,29 +447,19 @@ def test_a_b_that_is_loaded_or_written_or_assigned_counts_from_the_next_pass(lay
 def test_a_copy_does_not_go_on_with_the_bs_of_its_original(duplicate, device):
     """Not even where it was cast for autocast, and where as many writes have passed since as at the original."""
     x = torch.randn(2, 5).to(device).requires_grad_()
-
-    def sent_back(model):
-        with torch.autocast(device, torch.bfloat16):
-            y = model(x)
-        return torch.autograd.grad(y.float().sum(), x)[0]
-
     for writes in range(4):
         model = convert(nn.Sequential(nn.Linear(5, 4)).to(device), "fa", gen())
         for _ in range(writes):
             model[0].feedback.mul_(1)
-        once = sent_back(model)
+        once = sent_back(model, x)
         for more in range(1, 4):
             other = duplicate(model)
             for _ in range(more):
                 other[0].feedback.mul_(2)
-            assert torch.equal(sent_back(other), 2**more * once), (writes, more)
+            assert torch.equal(sent_back(other, x), 2**more * once), (writes, more)
 
 
 # ---- ways to run a model that must not change its rule ----
-
-
-def twice(size=5):
-    return nn.Sequential(nn.Linear(size, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).double()
 
 
 def in_another_memory(call, x):
@@ -603,45 +487,13 @@ def through_file(model):
     ids=["checkpoint", "checkpoint, reentrant", "saved-tensor hooks", "deepcopy", "pickle"],
 )
 def test_gradients_are_those_of_the_reference_however_the_model_runs(change, call, device):
-    plain = models.initialize(twice(), gen())
+    """The first outputs are changed in place; there are more dimensions than two."""
+    layers = nn.Linear(5, 4), nn.ReLU(inplace=True), nn.Linear(4, 4, bias=False), nn.Tanh(), nn.Linear(4, 3)
+    plain = models.initialize(nn.Sequential(*layers), gen()).double()
     net = change(convert(copy.deepcopy(plain), "fa", gen(1)).to(device))
-    x, delta = (torch.randn(6, n, generator=gen(n), dtype=torch.float64).to(device) for n in (5, 3))
+    x, delta = (torch.randn(3, 2, n, generator=gen(n), dtype=torch.float64).to(device) for n in (5, 3))
     found = gradients(net, x, delta, lambda h: call(net, h))
     assert_feedback_alignment(found, plain, net, x, delta, 1e-12)
-
-
-def test_weights_that_share_memory_with_each_other_or_with_the_input_are_told_apart():
-    plain = models.initialize(
-        nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 4)), gen()
-    ).double()
-    memory = torch.randn(12, 4, generator=gen(1), dtype=torch.float64)
-    for i, start in ((0, 0), (2, 2), (3, 8)):  # the first two overlap
-        plain[i].weight = nn.Parameter(memory[start : start + 4])
-    net = convert(plain, "fa", gen(1))
-    assert net[0].weight.untyped_storage().data_ptr() == net[3].weight.untyped_storage().data_ptr()
-    x, delta = memory[4:8].requires_grad_(), torch.randn(4, 4, generator=gen(2), dtype=torch.float64)
-    found = torch.autograd.grad(net(x), [x, *net.parameters()], delta)
-    fresh = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 4)).double()
-    fresh.load_state_dict({n: p.detach().clone() for n, p in net.named_parameters()})
-    h = x.detach().clone().requires_grad_()
-    reference = explicit(fresh, net)
-    expected = torch.autograd.grad(reference(h), [h, *reference.parameters()], delta)
-    exact = torch.autograd.grad(fresh(h), [h, *fresh.parameters()], delta)
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
-    assert not torch.allclose(found[1], exact[1], rtol=0.1)
-
-
-@pytest.mark.parametrize("layer", [nn.Linear(5, 4), nn.Linear(5, 4, bias=False)], ids=["bias", "no bias"])
-@pytest.mark.parametrize("shape", [(5,), (2, 5), (2, 3, 5)], ids=str)
-def test_the_output_may_be_changed_in_place(layer, shape):
-    """As nn.ReLU(inplace=True) does."""
-    plain = nn.Sequential(layer, nn.ReLU(inplace=True), nn.Linear(4, 3)).double()
-    net = convert(copy.deepcopy(plain), "fa", gen(1))
-    x, delta = (torch.randn(*shape[:-1], n, generator=gen(n), dtype=torch.float64) for n in (5, 3))
-    found, expected = gradients(net, x, delta), gradients(explicit(plain, net), x, delta)
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value)
 
 
 # ---- ways that would be backpropagation, and so raise ----
@@ -730,24 +582,14 @@ def test_swin_v2_hands_its_weights_to_functions_and_is_refused():
     assert check(net, x) == [f"{name}: it was not called" for name in layers]
 
 
-def test_a_layer_that_takes_no_part_is_named_by_check_and_no_error():
-    net = nn.Sequential(nn.Linear(4, 2))
-    net[0].auxiliary = nn.Linear(4, 2)
-    convert(net, "fa", gen(1))
-    x = torch.randn(3, 4)
-    net(x).sum().backward()
-    assert net[0].auxiliary.weight.grad is None
-    assert check(net, x) == ["0.auxiliary: it was not called"]
-
-
 # ---- check ----
 
 
 @pytest.mark.parametrize("normalization", ["none", "batch"])
 @pytest.mark.parametrize("architecture", NETS)
-def test_check_finds_nothing_wrong_with_the_nets_of_the_grid(tiny, architecture, normalization, device):
+def test_check_finds_nothing_wrong_with_the_nets_of_the_grid(build, architecture, normalization, device):
     for rule in ("fa", "kp", "frozen-fa"):
-        net = convert(build(tiny, architecture, normalization), rule, gen(1), models.init_weight)
+        net = convert(build(architecture, normalization), rule, gen(1), models.init_weight)
         net.to(device, memory_format=torch.channels_last)
         assert check(net, torch.randn(4, *SHAPE, generator=gen(2)).to(device)) == []
 
@@ -815,7 +657,6 @@ def test_check_leaves_the_model_and_the_random_state_as_they_were(global_random_
 
 
 @pytest.mark.parametrize("rule", ["bp", "frozen", "frozen-bp"])
-def test_check_refuses_a_model_without_feedback_weights(rule, one_sentence):
-    with pytest.raises(ValueError, match="no feedback weights") as caught:
-        check(convert(nn.Sequential(nn.Linear(2, 2)), rule), torch.randn(1, 2))
-    one_sentence(caught.value)
+def test_check_refuses_a_model_without_feedback_weights(rule, refused):
+    net = convert(nn.Sequential(nn.Linear(2, 2)), rule)
+    refused(lambda: check(net, torch.randn(1, 2)), "no feedback weights", error=ValueError)

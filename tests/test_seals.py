@@ -1,20 +1,18 @@
-"""Seals, the memory of digests, and verify.py, which checks all that a preset has made."""
+"""Seals, the memory of digests, the lock, and the command that checks all that a preset has made."""
 
 import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rankcollapse.__main__ import main
 from rankcollapse.errors import InputError
-from rankcollapse.experiment import seals
-
-ROOT = Path(__file__).parents[1]
+from rankcollapse.experiment import files
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +21,17 @@ def sealed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sealed")
     (folder / "a.csv").write_text("1,2\n", encoding="utf-8")
     (folder / "b.bin").write_bytes(bytes(range(256)))
-    seals.write(folder / "run.json", {"loss": float("nan"), "label": "Größe", "n": 3}, ["a.csv", "b.bin"], folder)
+    files.seal(folder / "run.json", {"loss": float("nan"), "label": "Größe", "n": 3}, ["a.csv", "b.bin"], folder)
     return folder
 
 
 def damaged(folder, digest=None):
-    digest = digest or seals.Digests(folder / "digests.json")
-    return {path.name: what for path, what in seals.damage(folder / "run.json", folder, digest)}
+    digest = digest or files.Digests(folder / "digests.json")
+    return {path.name: what for path, what in files.damage(folder / "run.json", folder, digest)}
 
 
 def test_what_was_sealed_is_read_back_and_is_whole(sealed):
-    found = seals.read(sealed / "run.json")
+    found = files.sealed(sealed / "run.json")
     assert (found["label"], found["n"], set(found["files"])) == ("Größe", 3, {"a.csv", "b.bin"})
     assert damaged(sealed) == {}
 
@@ -45,14 +43,14 @@ def test_no_bit_of_a_seal_can_change_unnoticed(sealed, place, bit):
     copy = sealed / "copy.json"
     copy.write_bytes(made)
     with pytest.raises(InputError, match=r"copy\.json is damaged"):
-        seals.read(copy)
+        files.sealed(copy)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "1", "null", '{"a": 1}', '{"seal": 1}', "[" * 10_000], ids=len)
 def test_what_is_no_seal_is_refused_in_one_sentence(tmp_path, one_sentence, content):
     (tmp_path / "x.json").write_text(content, encoding="utf-8")
     with pytest.raises(InputError) as caught:
-        seals.read(tmp_path / "x.json")
+        files.sealed(tmp_path / "x.json")
     one_sentence(caught.value, "x.json", "damaged")
 
 
@@ -70,36 +68,30 @@ def test_damage_is_named_with_what_it_is(sealed, tmp_path):
 def test_a_digest_is_remembered_and_a_change_with_the_old_time_and_size_is_seen_all_the_same(tmp_path, monkeypatch):
     path, memory = tmp_path / "file", tmp_path / "digests.json"
     path.write_bytes(b"0123456789")
-    first = seals.Digests(memory)
+    first = files.Digests(memory)
     before = first(path)
     first.save()
-    read, sha256 = [], seals.sha256
-    monkeypatch.setattr(seals, "sha256", lambda path: read.append(path) or sha256(path))
-    assert (seals.Digests(memory)(path), read) == (before, [])
-    assert (seals.Digests(memory, fresh=True)(path), read) == (before, [path])
+    read, sha256 = [], files.sha256
+    monkeypatch.setattr(files, "sha256", lambda path: read.append(path) or sha256(path))
+    assert (files.Digests(memory)(path), read) == (before, [])
+    assert (files.Digests(memory, fresh=True)(path), read) == (before, [path])
     stat = path.stat()
     path.write_bytes(b"0123456788")
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert seals.Digests(memory)(path) == sha256(path) != before
+    assert files.Digests(memory)(path) == sha256(path) != before
     memory.write_text("{", encoding="utf-8")
-    assert seals.Digests(memory)(path) == sha256(path)
+    other = files.Digests(memory)
+    assert (other(path), other(tmp_path / "none")) == (sha256(path), None)
+    other(memory)
+    other.save()
+    last = files.Digests(memory)
+    last(path)
+    last.save()
+    found = json.loads(memory.read_text(encoding="utf-8"))["digests"]
+    assert list(found) == [str(path)], "what is asked for no longer is forgotten"
 
 
-def test_what_is_asked_for_no_longer_is_forgotten(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).write_text(name, encoding="utf-8")
-    digest = seals.Digests(tmp_path / "digests.json")
-    assert digest(tmp_path / "a") != digest(tmp_path / "b")
-    assert digest(tmp_path / "c") is None
-    digest.save()
-    again = seals.Digests(tmp_path / "digests.json")
-    again(tmp_path / "a")
-    again.save()
-    found = json.loads((tmp_path / "digests.json").read_text(encoding="utf-8"))["digests"]
-    assert list(found) == [str(tmp_path / "a")]
-
-
-# ---- verify.py ----
+# ---- seal and verify ----
 
 
 @pytest.fixture
@@ -114,28 +106,33 @@ def preset(tmp_path, monkeypatch):
     for folder in runs:
         folder.mkdir(parents=True)
         (folder / "metrics.csv").write_text("1\n", encoding="utf-8")
-        seals.write(folder / "run.json", {}, ["metrics.csv"], folder)
+        files.seal(folder / "run.json", {}, ["metrics.csv"], folder)
     plan = {"runs": {"s/d/a/seed0": {}}, "candidates": {"s/d/a/lr1/seed1": {}}}
     Path("results/p/plan.json").write_text(json.dumps(plan), encoding="utf-8")
-    seals.write("results/p/manifest.json", {}, [*made, *(str(folder / "run.json") for folder in runs)], ".")
+    assert main(["seal", "results/p", *made, "figures/p/none.svg"]) == 0
     return tmp_path
 
 
-def verified(*words):
-    """The exit status of verify.py, the files it names, and its last line on what is there."""
-    command = [sys.executable, ROOT / "workflow/scripts/verify.py", *words]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    *named, last = done.stdout.splitlines() or [""]
-    return done.returncode, dict(line.split(": ") for line in named), last + done.stderr
+@pytest.fixture
+def verified(capsys):
+    """A function from arguments to the code of `verify`, the files that it names, and all else that it says."""
+
+    def call(*words):
+        code = main(["verify", *words])
+        out, err = capsys.readouterr()
+        *named, last = out.splitlines() or [""]
+        return code, dict(line.split(": ") for line in named), last + err
+
+    return call
 
 
-def test_verify_counts_what_is_whole(preset):
+def test_verify_counts_what_is_whole(preset, verified):
     code, named, last = verified()
     assert (code, named) == (0, {})
     assert "results/p: 7 files as sealed, 0 not" in last
 
 
-def test_verify_names_every_file_that_is_missing_altered_or_stray(preset):
+def test_verify_names_every_file_that_is_missing_altered_or_stray(preset, verified):
     for name in ("figures/p/a.svg", "results/p/runs/s/d/a/seed0/metrics.csv"):
         Path(name).unlink()
     for name in ("results/p/tables/runs.csv", "results/p/tuning/s/d/a/lr1/seed1/run.json"):
@@ -144,7 +141,7 @@ def test_verify_names_every_file_that_is_missing_altered_or_stray(preset):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text("{}", encoding="utf-8")
     code, named, last = verified("results/p")
-    assert code == 1
+    assert code == 2
     assert named == {
         "figures/p/a.svg": "missing",
         "figures/p/old.svg": "stray",
@@ -159,36 +156,37 @@ def test_verify_names_every_file_that_is_missing_altered_or_stray(preset):
     assert "makes them again" in last
 
 
-def test_a_damaged_manifest_is_named_and_a_missing_one_is_asked_for(preset):
+def test_a_damaged_manifest_is_named_and_a_missing_one_is_asked_for(preset, verified):
     manifest = Path("results/p/manifest.json")
     manifest.write_text(manifest.read_text(encoding="utf-8").replace("a.svg", "b.svg"), encoding="utf-8")
     code, named, _ = verified()
-    assert (code, named["results/p/manifest.json"]) == (1, "altered")
+    assert (code, named["results/p/manifest.json"]) == (2, "altered")
     manifest.unlink()
     code, _, last = verified()
-    assert code == 1
+    assert code == 2
     assert "no manifest.json yet" in last
 
 
-def test_a_run_that_is_being_trained_is_not_stray(preset):
-    for name in ("runs/s/d/c/seed0/.lock", "runs/s/d/c/seed0/config.json", "runs/s/d/e/seed0/state/id/step1.pt"):
+def test_a_run_that_is_being_trained_is_not_stray(preset, verified):
+    """Nor is the lock that a run leaves."""
+    for name in ("a/seed0/.lock", "c/seed0/.lock", "c/seed0/config.json", "c/seed0/state/id/gradients.bin"):
+        name = f"runs/s/d/{name}"
         Path("results/p", name).parent.mkdir(parents=True, exist_ok=True)
         Path("results/p", name).write_text("{}", encoding="utf-8")
     assert verified()[:2] == (0, {})
 
 
-def test_a_copy_of_the_repository_that_ran_nothing_misses_only_what_git_keeps(preset):
+def test_a_copy_of_the_repository_that_ran_nothing_misses_only_what_git_keeps(preset, verified):
     def git(*words):
         subprocess.run(["git", *words], check=True, capture_output=True)
 
     git("init", "-q")
     git("add", "figures", "results/p/tables", "results/p/manifest.json")
-    for part in ("runs", "tuning"):
-        shutil.rmtree(f"results/p/{part}")
-    assert verified()[0] == 1  # here they were made
-    Path("results/p/plan.json").unlink()
+    shutil.rmtree("results/p/tuning")
+    assert verified()[0] == 2  # where the runs are they were made
+    shutil.rmtree("results/p/runs")
     code, named, last = verified()
     assert (code, named) == (0, {})
     assert "2 are not part of the repository" in last
     Path("figures/p/a.svg").unlink()
-    assert verified()[:2] == (1, {"figures/p/a.svg": "missing"})
+    assert verified()[:2] == (2, {"figures/p/a.svg": "missing"})

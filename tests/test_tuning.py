@@ -1,23 +1,21 @@
-"""Tuning: the candidates of an arm, the choice among them, and what waits for it."""
+"""Tuning: the candidates of an arm, their table, the choice among them; and tables that keep what stands in them."""
 
 import copy
-import json
-import sys
+import gzip
+import shutil
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_config import a_grid, refused
+from test_config import a_grid, runs
 
-from rankcollapse.experiment import files, grid, seals
-from rankcollapse.experiment.config import InputError, RunConfig, read, run_config
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "workflow" / "scripts"))
-
-from rankcollapse.experiment import tuning as choose
-from rankcollapse.render import tables as analysis
+from rankcollapse import train
+from rankcollapse.__main__ import main
+from rankcollapse.errors import InputError
+from rankcollapse.experiment import collect, files, grid, plan, tuning
+from rankcollapse.experiment.config import read
 
 RATES = [0.01, 0.1, 1.0]
 
@@ -30,11 +28,7 @@ def tuned_grid(tune=None, tuning=None, **arms):
 
 
 def candidates(config):
-    return grid.candidates(grid.grid(config))
-
-
-def runs(config):
-    return grid.runs(grid.grid(config))
+    return plan.candidates(grid.grid(config), "cpu")
 
 
 # ---- candidates ----
@@ -58,7 +52,7 @@ def test_a_candidate_is_a_run_of_the_arm_with_its_rate_its_seed_and_its_share_of
         assert run.candidate == f"lr{config.lr:g}-wd{config.weight_decay:g}"
         assert (config.epochs, config.tuning, config.width, config.momentum) == (2, True, 16, 0.3)
         assert (config.gradient_every, config.signals_every) == (0, 0)
-        assert (run.source, grid.choice(grid.grid(tuned_grid()), run), run.knobs) == (None, None, config.model_dump())
+        assert run.place == {"study": "a", "dataset": "digits", "arm": "bp", "seed": config.seed}
 
 
 @pytest.mark.parametrize("share", [0.07, 0.2, 0.35, 0.5, 0.55, 1.0])
@@ -81,7 +75,6 @@ def test_given_choices_leave_nothing_to_tune_and_need_no_tuning_seed():
     config = tuned_grid(tuning={"seeds": []}) | {"tuned": "tuned.csv"}
     assert candidates(config) == []
     assert [run.rate for run in runs(config)] == ["tuned", "tuned", "as bp", "as bp"]
-    assert grid.plan(grid.grid(config))["candidates"] == {}
 
 
 BAD = [
@@ -91,16 +84,14 @@ BAD = [
     ({"tune": {"lr": RATES, "weight_decay": [0.2, 0.1, 0.3]}}, {}, ["weight_decay is [0.2, 0.1, 0.3]", "ascending"]),
     ({"tune": {"lr": [0.01, 0.03162278, 0.1]}}, {}, ["lr is [0.01, 0.03162278, 0.1]", "six digits"]),
     ({"tune": {"lr": [0.1]}}, {}, ["lr is [0.1]", "at least 3"]),
-    ({"tune": {"lr": [0.0, 0.1, 1.0]}}, {}, ["lr[0] is 0.0", "greater than 0"]),
     ({"tune": {"weight_decay": [0.0, 0.1, 1.0]}}, {}, ["bp.tune.lr' is missing"]),
     ({"tune": {"lr": RATES, "momentum": RATES}}, {}, ["unknown key", "momentum", "lr, weight_decay"]),
     ({"tune": {"lr": RATES}, "lr": 0.1}, {}, ["lr and tune are both set", "one origin"]),
-    ({"tune": {"lr": RATES}, "like": "fa"}, {}, ["tune and like are both set"]),
     ({}, {"fa": {"like": "bp", "lr": 0.1}}, ["lr and like are both set"]),
     ({}, {"fa": {"like": "pepita"}}, ["study 'a'", "arm 'fa' is like 'pepita'", "a tuned arm"]),
     ({}, {"fa": {"lr": 0.1}, "kp": {"like": "fa"}}, ["arm 'kp' is like 'fa'", "a tuned arm"]),
-    ({}, {"kp": {"like": "fa"}}, ["arm 'kp' is like 'fa'", "a tuned arm"]),
     ({}, {"fa": {"like": "fa"}}, ["arm 'fa' is like 'fa'", "a tuned arm"]),
+    ({"lr": 0.1, "check": True}, {"fa": {}}, ["check is true, but nothing is tuned"]),
     (
         {},
         {"fa": {"tune": {"lr": [0.01, 0.03, 0.1, 0.3, 1.0]}}},
@@ -111,11 +102,10 @@ BAD = [
 
 
 @pytest.mark.parametrize(("bp", "others", "words"), BAD, ids=[", ".join(words) for *_, words in BAD])
-def test_tuning_that_is_wrong_or_not_fair_is_refused_in_one_sentence(bp, others, words, one_sentence):
+def test_tuning_that_is_wrong_or_not_fair_is_refused_in_refused(bp, others, words, refused):
     config = tuned_grid(**({"bp": bp} if bp else {}), **others)
     config["arms"]["kp"] = config["arms"]["fa"]
-    refused(one_sentence, lambda: runs(config), "config: ", *words)
-    refused(one_sentence, lambda: candidates(config), "config: ", *words)
+    refused(lambda: candidates(config), "config: ", *words)
 
 
 @pytest.mark.parametrize(
@@ -131,36 +121,27 @@ def test_tuning_that_is_wrong_or_not_fair_is_refused_in_one_sentence(bp, others,
     ],
     ids=str,
 )
-def test_tuning_seeds_and_share_are_checked(tuning, words, one_sentence):
-    refused(one_sentence, lambda: runs(tuned_grid(tuning=tuning)), "config: ", *words)
+def test_tuning_seeds_and_share_are_checked(tuning, words, refused):
+    config = tuned_grid(tuning=tuning)
+    refused(lambda: (runs(config), candidates(config)), "config: ", *words)
 
 
-# ---- runs that wait for a choice ----
+# ---- the runs that take the choices ----
 
 
-def test_a_run_says_where_its_rate_comes_from():
-    config = tuned_grid(kp={"lr": 0.5})
+def test_a_run_has_the_rate_that_its_arm_or_the_one_it_is_like_has_chosen_and_says_so():
+    config = tuned_grid({"lr": RATES, "weight_decay": [0.0, 0.1, 0.5]}, kp={"lr": 0.5})
     config["arms"]["kp"] = config["arms"]["fa"]
-    found = {run.name: run for run in runs(config)}
-    rates = {"bp": "tuned", "fa": "as bp", "kp": "fixed"}
-    assert {run.arm: run.rate for run in found.values()} == rates
-    for arm, source in {"bp": "a/digits/bp", "fa": "a/digits/bp", "kp": None}.items():
-        run = found[f"a/digits/{arm}/seed0"]
-        assert run.source == source
-        assert ("lr" in run.knobs) == (source is None)
-    assert found["a/digits/kp/seed0"].config.lr == 0.5
-    assert found["a/digits/fa/seed0"].config.momentum == 0.1, "a rate is all that it takes from the other arm"
-
-
-def test_an_identity_of_a_tuned_run_is_that_of_all_but_its_rate():
-    """Which candidates there are does not tell what a run is; its choice does, and Snakemake sees to that."""
-    before = {run.name: run.identity for run in runs(tuned_grid())}
-    for tune in ({"lr": [0.1, 0.2, 0.3, 0.4, 0.5]}, {"lr": [0.02, 0.05, 0.07]}):
-        assert {run.name: run.identity for run in runs(tuned_grid(tune))} == before
-    other = {run.name: run.identity for run in runs(tuned_grid(bp={"tune": {"lr": RATES}, "momentum": 0.5}))}
-    assert {name for name in before if before[name] != other[name]} == {"a/digits/bp/seed0", "a/digits/bp/seed1"}
-    rates = {run.identity for lr in (0.1, 0.2) for run in runs(tuned_grid(fa={}, bp={"lr": lr})) if run.arm == "bp"}
-    assert len(rates) == 4, "a fixed rate tells"
+    before = runs(config)
+    assert {run.arm: run.rate for run in before} == {"bp": "tuned", "fa": "as bp", "kp": "fixed"}
+    assert {run.arm: run.config.lr for run in before} == {"bp": 0.1, "fa": 0.1, "kp": 0.5}, "the middle, before any"
+    found = runs(config, choices={"a/digits/bp": {"lr": 0.01, "weight_decay": 0.5}})
+    assert {run.arm: (run.config.lr, run.config.weight_decay) for run in found} == {
+        "bp": (0.01, 0.5), "fa": (0.01, 0.5), "kp": (0.5, 0.0),
+    }  # fmt: skip
+    assert {run.config.momentum for run in found if run.arm == "fa"} == {0.1}, "that is all it takes from the other arm"
+    same = {run.arm for run, other in zip(found, before, strict=True) if run.identity == other.identity}
+    assert same == {"kp"}, "a choice is part of what a run is"
 
 
 def test_what_is_probed_is_no_part_of_a_candidate():
@@ -182,62 +163,31 @@ def test_candidates_differ_in_their_identity_from_each_other_and_from_every_run(
     assert len(set(identities)) == len(identities) == 9 + 4
 
 
-@pytest.fixture
-def waiting(tmp_path, monkeypatch):
-    """The plan's entry of a run that waits for a choice, and the path of that choice, relative to where we are."""
-    monkeypatch.chdir(tmp_path)
-    plan = json.loads(json.dumps(grid.plan(grid.grid(tuned_grid()))))
-    entry = plan["runs"]["a/digits/fa/seed1"]
-    assert entry["choice"] == "results/test/tuning/a/digits/bp/choice.json"
-    return entry, Path(entry["choice"])
-
-
-def test_a_run_takes_the_choice_of_its_arm(waiting):
-    entry, path = waiting
-    assert RunConfig.model_fields.keys() - entry["config"].keys() == {"lr"}
-    files.write_json(path, {"lr": 0.25})
-    found = grid.resolved(entry, "here")
-    assert found == run_config({**entry["config"], "lr": 0.25})
-    assert grid.identity(found, {"lr"}) == entry["identity"]
-
-
-@pytest.mark.parametrize(
-    "content", [None, "", "[0.1]", {}, {"lr": 0}, {"lr": "0.1"}, {"lr": 0.1, "epochs": 1}], ids=str
-)
-def test_a_choice_that_is_none_is_refused_in_one_sentence(waiting, one_sentence, content):
-    entry, path = waiting
-    if content is not None:
-        files.write_text(path, content if isinstance(content, str) else json.dumps(content))
-    with pytest.raises(InputError) as caught:
-        grid.resolved(entry, "here")
-    one_sentence(caught.value)
-    assert "here" in str(caught.value) or str(path) in str(caught.value)
-
-
 # ---- the choice ----
 
 
 def scored(percents, arm="bp", full=None):
-    """Rows of `choose.scores`: by rate, or rate and decay, a percent for each seed, or None where it diverged.
+    """The table of candidates: by rate, or rate and decay, a percent for each seed, or None where it diverged.
 
     `full`: in the same way, what became of a candidate at full length.
     """
     rows = []
     for name, values in percents.items():
         lr, decay = name if isinstance(name, tuple) else (name, 0.0)
-        for percent, long in [*((p, False) for p in values), *((p, True) for p in (full or {}).get(name, []))]:
+        for percent, long in [*((p, "") for p in values), *((p, "-full") for p in (full or {}).get(name, []))]:
             ending = ("diverged", 0.99) if percent is None else ("finished", percent / 100)
-            rows.append(["a", "digits", arm, lr, decay, 4 if long else 2, long, *ending])
-    return pd.DataFrame(rows, columns=list(choose.scores({"candidates": {}}, Path())))
+            rows.append(["a", "digits", arm, f"lr{lr:g}{long}", lr, decay, 4 if long else 2, *ending])
+    keys = ["study", "dataset", "arm", "candidate", "lr", "weight_decay", "epochs", "outcome", "validation_accuracy"]
+    return pd.DataFrame(rows, columns=keys)
 
 
 def of(rows):
-    return choose.table(rows).set_index(["arm", "lr", "weight_decay"])
+    return tuning.choose(rows).set_index(["arm", "lr", "weight_decay"])
 
 
 def chosen(rows):
     """The one choice: rate, decay, edge."""
-    (row,) = choose.table(rows).query("chosen").to_dict("records")
+    (row,) = tuning.choose(rows).query("chosen").to_dict("records")
     return row["lr"], row["weight_decay"], row["edge"]
 
 
@@ -245,7 +195,7 @@ def test_the_best_mean_over_the_tuning_seeds_is_chosen_and_the_table_shows_all()
     full = {0.01: [50], 0.1: [75], 1: [None]}
     both = [scored({0.01: [20, 30], 0.1: [40, 46], 1: [50, 30]}, full=full), scored({0.01: [9, 9], 0.1: [8, 8]}, "fa")]
     found = of(pd.concat(both, ignore_index=True))
-    assert list(choose.table(both[0])) == choose.COLUMNS
+    assert list(tuning.choose(both[0])) == tuning.COLUMNS
     assert found["validation_percent_mean"].tolist() == pytest.approx([25, 43, 40, 9, 8])
     assert found["validation_percent_std"].tolist() == pytest.approx([50**0.5, 18**0.5, 200**0.5, 0, 0])
     assert found["full_percent"].tolist() == pytest.approx([50, 75, *[float("nan")] * 3], nan_ok=True)
@@ -280,12 +230,10 @@ def test_of_equals_the_smaller_rate_is_chosen_then_the_smaller_decay(percents, e
     ("percents", "edge"),
     [
         ({0.01: [3], 0.1: [2], 1: [1]}, "lr smallest"),
-        ({0.01: [1], 0.1: [3], 1: [2]}, ""),
         ({0.01: [1], 0.1: [2], 1: [3]}, "lr largest"),
         ({0.01: [1], 0.1: [2], 1: [None]}, ""),
         ({0.01: [None], 0.1: [2], 1: [1]}, ""),
         ({(1, 0.1): [1], (1, 0.2): [2], (1, 0.5): [3]}, "weight_decay largest"),
-        ({(1, 0.1): [3], (1, 0.2): [2], (1, 0.5): [1]}, "weight_decay smallest"),
         ({(1, 0): [3], (1, 0.2): [2], (1, 0.5): [1]}, ""),
         ({(0.1, 0.2): [1], (1, 0.2): [3], (2, 0.2): [2], (1, 0.5): [4]}, "weight_decay largest"),
         ({1: [1]}, ""),
@@ -297,63 +245,67 @@ def test_a_choice_at_an_end_of_the_values_tried_is_an_edge(percents, edge):
     assert chosen(scored(percents))[2] == edge
 
 
+# ---- from folders to choices ----
+
+
 @pytest.fixture
 def preset(tmp_path, monkeypatch):
-    """A function from each rate's accuracy to a plan and its candidates' folders, where choose.py looks for them."""
+    """A function from each rate's accuracy to a plan and the folders of its candidates, and the grid."""
     monkeypatch.chdir(tmp_path)
 
     def make(accuracies, config=None, outcome=lambda run: "finished"):
         found = grid.grid(config or tuned_grid())
-        files.write_json("results/test/plan.json", grid.plan(found))
-        for run in grid.candidates(found):
-            result = {"outcome": outcome(run), "validation_accuracy": accuracies[run.config.lr]}
-            seals.write(f"results/test/tuning/{run.name}/run.json", result, [], ".")
-        return Path("results/test")
+        planned = plan.candidates(found, "cpu")
+        plan.write("results/test/plan.json", found, "cpu", candidates=planned)
+        for run in planned:
+            values = {
+                "identity": run.identity,
+                "outcome": outcome(run),
+                "validation_accuracy": accuracies[run.config.lr],
+            }
+            files.seal(f"results/test/tuning/{run.name}/run.json", values, [], ".")
+        return Path("results/test"), found
 
     return make
 
 
-def test_the_script_writes_a_choice_and_the_table_that_gives_the_same_choice(preset):
-    results = preset({0.01: 0.2, 0.1: 0.4, 1.0: 0.3}, tuned_grid(bp={"tune": {"lr": RATES}, "check": True}))
-    path = results / "tuning/a/digits/bp/choice.json"
-    choose.main(str(results), "a/digits/bp")
-    assert read(path) == {"lr": 0.1}
-    choose.main(str(results))
-    table = analysis.read(results / "tuned.csv")
-    assert (table["lr"].tolist(), table["chosen"].tolist()) == (RATES, [False, True, False])
-    assert table["full_percent"].tolist() == table["validation_percent_mean"].tolist() == [20, 40, 30]
-    before = path.read_bytes()
-    path.unlink()
-    Path("given.csv").write_bytes((results / "tuned.csv").read_bytes())
-    preset({}, tuned_grid() | {"tuned": "given.csv"})
-    choose.main(str(results), "a/digits/bp")
-    assert path.read_bytes() == before
+def test_the_command_writes_the_tables_and_they_give_the_choices(preset):
+    both = {"lr": RATES, "weight_decay": [0.0, 0.1, 0.5]}
+    results, found = preset({0.01: 0.2, 0.1: 0.4, 1.0: 0.3}, tuned_grid(bp={"tune": both, "check": True}))
+    assert main(["tune", str(results)]) == 0
+    table = collect.read(results / "tuned.csv")
+    assert (table["lr"].tolist(), table["weight_decay"].tolist()) == ([*RATES, 0.1, 0.1], [0.1, 0.1, 0.1, 0.0, 0.5])
+    assert table["full_percent"].tolist() == table["validation_percent_mean"].tolist() == [20, 40, 30, 40, 40]
+    assert plan.choices(found, results / "tuned.csv") == {"a/digits/bp": {"lr": 0.1, "weight_decay": 0.0}}
+    candidates = collect.read(results / "candidates.csv")
+    assert list(candidates) == collect.CANDIDATE
+    assert len(candidates) == 5 * 2 + 5
+    assert plan.standing(results / "candidates.csv") == {
+        name: entry["identity"] for name, entry in plan.entries(results / "plan.json", "candidates").items()
+    }
 
 
-def test_both_knobs_are_chosen_where_both_are_tuned(preset):
-    results = preset({0.01: 0.2, 0.1: 0.3, 1.0: 0.4}, tuned_grid({"lr": RATES, "weight_decay": [0.0, 0.1, 0.5]}))
-    choose.main(str(results), "a/digits/bp")
-    assert read(results / "tuning/a/digits/bp/choice.json") == {"lr": 1.0, "weight_decay": 0.1}
-
-
-def test_candidates_that_are_not_there_are_left_out_of_the_table_and_none_at_all_make_an_empty_one(preset):
-    results = preset(dict.fromkeys(RATES, 0.2))
+def test_candidates_that_are_not_there_or_are_of_other_code_are_left_out_and_none_at_all_make_an_empty_table(preset):
+    results, _ = preset(dict.fromkeys(RATES, 0.2))
     for path in results.glob("tuning/a/digits/bp/lr1/*/run.json"):
         path.unlink()
-    choose.main(str(results))
-    assert analysis.read(results / "tuned.csv")["lr"].tolist() == [0.01, 0.1]
-    results = preset({}, tuned_grid(bp={"lr": 0.1}, fa={}))
-    choose.main(str(results))
-    assert list(analysis.read(results / "tuned.csv")) == choose.COLUMNS
+    for path in results.glob("tuning/a/digits/bp/lr0.1/*/run.json"):
+        files.seal(path, files.sealed(path) | {"identity": "of other code"}, [], ".")
+    assert main(["tune", str(results)]) == 0
+    assert collect.read(results / "tuned.csv")["lr"].tolist() == [0.01]
+    results, found = preset({}, tuned_grid(bp={"lr": 0.1}, fa={}))
+    assert main(["tune", str(results)]) == 0
+    assert list(collect.read(results / "tuned.csv")) == tuning.COLUMNS
+    assert plan.choices(found, results / "tuned.csv") == {}
 
 
-def test_an_arm_whose_candidates_all_diverged_is_named_with_what_to_do(preset, one_sentence):
-    results = preset(dict.fromkeys(RATES, 0.2), outcome=lambda run: "diverged" if run.config.seed == 7 else "finished")
-    words = ["the tuning has 0 choices for a/digits/bp", "lower or widen its `tune`"]
-    refused(one_sentence, lambda: choose.main(str(results), "a/digits/bp"), *words)
-    assert not (results / "tuning/a/digits/bp/choice.json").exists()
-    choose.main(str(results))
-    assert analysis.read(results / "tuned.csv")["chosen"].tolist() == [False] * 3
+def test_an_arm_whose_candidates_all_diverged_is_named_with_what_to_do(preset, refused):
+    where = preset(dict.fromkeys(RATES, 0.2), outcome=lambda run: "diverged" if run.config.seed == 7 else "finished")
+    results, found = where
+    assert main(["tune", str(results)]) == 0
+    assert collect.read(results / "tuned.csv")["chosen"].tolist() == [False] * 3
+    words = "has 0 choices for a/digits/bp", "lower or widen its `tune`", "leave `tuned` out"
+    refused(lambda: plan.choices(found, results / "tuned.csv"), *words)
 
 
 @pytest.mark.parametrize(
@@ -361,17 +313,96 @@ def test_an_arm_whose_candidates_all_diverged_is_named_with_what_to_do(preset, o
     [(lambda t: t.assign(arm="fa"), 0), (lambda t: t[t["lr"] > 2], 0), (lambda t: t.assign(chosen=True), 3)],
     ids=["another arm", "no row", "three choices"],
 )
-def test_a_given_table_without_one_choice_for_the_arm_is_refused(preset, one_sentence, change, count):
-    results = preset(dict.fromkeys(RATES, 0.2))
-    choose.main(str(results))
-    analysis.write("given.csv", change(analysis.read(results / "tuned.csv")), digits=6)
-    preset({}, tuned_grid() | {"tuned": "given.csv"})
-    words = [f"given.csv has {count} choices for a/digits/bp", "leave `tuned` out"]
-    refused(one_sentence, lambda: choose.main(str(results), "a/digits/bp"), *words)
+def test_a_table_without_one_choice_for_the_arm_is_refused(preset, refused, change, count):
+    results, found = preset(dict.fromkeys(RATES, 0.2))
+    assert main(["tune", str(results)]) == 0
+    collect.write("given.csv", change(collect.read(results / "tuned.csv")), digits=6)
+    refused(lambda: plan.choices(found, "given.csv"), f"given.csv has {count} choices for a/digits/bp")
 
 
-@pytest.mark.parametrize("content", [b"a,b\n1,2\n", b"", b"\xff\xfe\x00", b'"a\n1,2,3\n1,2,3,4,5'])
-def test_a_given_file_that_is_no_table_of_choices_is_refused(preset, one_sentence, content):
-    results = preset({}, tuned_grid() | {"tuned": "given.csv"})
-    Path("given.csv").write_bytes(content)
-    refused(one_sentence, lambda: choose.main(str(results), "a/digits/bp"), "given.csv", "tuned.csv")
+HEAD = b"study,dataset,arm,lr,weight_decay,chosen\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"a,b\n1,2\n",
+        b"",
+        b"\xff\xfe\x00",
+        b'"a\n1,2,3\n1,2,3,4,5',
+        HEAD + b"a,digits,bp,fast,0,True\n",
+        HEAD + b"a\n",
+    ],
+)
+def test_a_file_that_is_no_table_of_choices_is_refused(tmp_path, refused, content):
+    path = tmp_path / "given.csv"
+    if content is not None:
+        path.write_bytes(content)
+    refused(lambda: plan.choices(grid.grid(tuned_grid()), path), str(path))
+
+
+# ---- what stands in the tables is kept ----
+
+
+def contents(folder):
+    """Of each table its text, by name."""
+    read = {".gz": lambda path: gzip.decompress(path.read_bytes())}
+    return {p.name: read.get(p.suffix, Path.read_bytes)(p).decode("utf-8") for p in folder.iterdir() if p.is_file()}
+
+
+def test_candidates_in_the_table_are_kept_as_they_are_if_they_have_the_identity_of_the_plan(preset):
+    results, _ = preset({0.01: 0.2, 0.1: 0.412345678, 1.0: 0.3})
+    assert main(["tune", str(results)]) == 0
+    before = contents(results)
+    shutil.rmtree(results / "tuning/a/digits/bp/lr0.1")
+    assert main(["tune", str(results), "--keep", str(results)]) == 0
+    assert contents(results) == before
+    run = results / "tuning/a/digits/bp/lr1/seed7/run.json"
+    files.seal(run, files.sealed(run) | {"validation_accuracy": 0.5}, [], ".")
+    assert main(["tune", str(results), "--keep", str(results)]) == 0
+    assert collect.read(results / "candidates.csv")["validation_accuracy"].tolist()[-2:] == [0.5, 0.3], "of its folder"
+    planned = read(results / "plan.json")
+    planned["candidates"]["a/digits/bp/lr0.1/seed7"]["identity"] = "of other code"
+    files.write_json(results / "plan.json", planned)
+    assert main(["tune", str(results), "--keep", str(results)]) == 0
+    assert [*plan.standing(results / "candidates.csv")].count("a/digits/bp/lr0.1/seed7") == 0
+    assert collect.read(results / "tuned.csv")["n"].tolist() == [2, 1, 2]
+    assert main(["tune", str(results)]) == 0
+    assert collect.read(results / "tuned.csv")["lr"].tolist() == [0.01, 1.0]
+
+
+def test_runs_in_the_tables_are_kept_line_by_line_if_they_have_the_identity_of_the_plan(
+    tiny, data_dir, tmp_path, refused
+):
+    config = tiny(width=4, signals_every=1, gradient_every=3, gradient_stride=2, epochs=1).model_dump()
+    names = [f"a/digits/{arm}/seed{seed}" for arm in ("bp", "fa") for seed in (0, 1)]
+    planned, folders, out = {}, tmp_path / "runs", tmp_path / "tables"
+    for name in names:
+        arm, seed = name.split("/")[2], int(name[-1])
+        made = tiny(**{**config, "rule": arm, "seed": seed})
+        about = {"study": "a", "arm": arm}
+        done = train(made, folders / name, data_dir=data_dir, device="cpu", about=about)
+        planned[name] = about | {"rate": "fixed", "identity": done["identity"], "config": made.model_dump()}
+    collect.runs(planned, folders, out)
+    before = contents(out)
+    assert set(before) == {"runs.csv", "epochs.csv", "ranks.csv.gz", "alignment.csv.gz", "norms.csv.gz"}
+    for name in names[1:3]:
+        shutil.rmtree(folders / name)
+    collect.runs(planned, folders, out, keep=out)
+    assert contents(out) == before
+
+    other = {**planned, names[1]: {**planned[names[1]], "identity": "of other code"}}
+    collect.runs(other, folders, out, keep=out)
+    after = contents(out)
+    assert plan.standing(out / "runs.csv") == {n: planned[n]["identity"] for n in (names[0], *names[2:])}
+    assert collect.read(out / "runs.csv")["outcome"].tolist() == ["finished", "missing", "finished", "finished"]
+    for name in set(after) - {"runs.csv"}:
+        gone = [line for line in before[name].splitlines() if line.startswith("a,digits,mlp,bp,1,")]
+        assert [line for line in before[name].splitlines() if line not in gone] == after[name].splitlines()
+    assert len([line for line in before["epochs.csv"].splitlines() if line.startswith("a,digits,mlp,bp,1,")]) == 1
+    collect.runs(planned, folders, out)
+    assert [*plan.standing(out / "runs.csv")] == [names[0], names[3]], "without keep they are missing"
+    shutil.rmtree(folders)
+    with pytest.raises(InputError, match="has no run of the plan"):
+        collect.runs(planned, folders, tmp_path / "none", keep=out)

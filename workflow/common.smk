@@ -18,7 +18,7 @@ from snakemake.settings.types import DeploymentMethod
 
 HERE = Path(workflow.basedir)
 sys.path.insert(0, str(HERE))  # the package stands beside the Snakefile; under conda nothing has installed it
-os.environ["PYTHONNOUSERSITE"] = "1"  # in an environment of conda the user's own packages would hide its own
+os.environ.update(PYTHONNOUSERSITE="1")  # in an environment of conda the user's own packages would hide its own
 
 from filelock import FileLock, Timeout
 
@@ -50,6 +50,7 @@ TUNED = GRID.tuned or f"{RESULTS}/tuned.csv"
 TABLES = ["runs.csv", "epochs.csv", "ranks.csv.gz", "alignment.csv.gz", "norms.csv.gz"]
 TABLES = [f"{RESULTS}/tables/{name}" for name in TABLES]
 READY = "data/ready"
+KEPT = f"{RESULTS}/.kept"  # with keep: the tables as they are before a job, which Snakemake begins by deleting them
 
 GPUS = machine.gpus()
 DEVICE = GRID.device if GRID.device != "auto" else "cuda" if GPUS or workflow.non_local_exec else "cpu"
@@ -92,7 +93,7 @@ if not IN_CONDA:  # `python` is the one that runs snakemake, whether or not its 
 # On SIGTERM training saves its state: the shell and the writer of its log wait for it.
 PREFIX += "trap : TERM; tee() {{ trap '' TERM; command tee \"$@\"; }}; "
 # No part of a command, which they would change: what is trained does not depend on them.
-PREFIX += f"export FRESH={'--fresh' if GRID.fresh else ''} KEEP={'--keep' if GRID.keep else ''}; "
+PREFIX += f"export FRESH={'--fresh' if GRID.fresh else ''} KEEP={quoted(f'--keep {KEPT}') if GRID.keep else ''}; "
 PREFIX += f"export DATA_DIR={quoted(GRID.data_dir)} NO_DOWNLOAD={'' if GRID.download else '--no-download'}; "
 shell.prefix(PREFIX)
 
@@ -153,7 +154,7 @@ def wanted(runs, table):
     names = [name for name in runs if not GRID.allow_missing or os.path.exists(made(name))]
     if not GRID.keep:
         return [made(name) for name in names]
-    there = plan.standing(table)
+    there = plan.standing(f"{KEPT}/{table}")
     old = [name for name in runs if name in there and there[name] != runs[name].identity]
     if old:
         told = f"{', '.join(old[:5])}{' and others' if len(old) > 5 else ''}"
@@ -161,9 +162,45 @@ def wanted(runs, table):
     return [made(name) for name in names if there.get(name) != runs[name].identity]
 
 
-def kept(table):
-    """An output that its job reads before it is written anew: with keep, a table that rows stay in."""
-    return update(table) if GRID.keep else table
+# ---- what the jobs take ----
+
+
+def trained(wildcards):
+    """The converted set that a run trains on. Not for its time: a set converted anew is the same set."""
+    return ancient(expand(f"{READY}/{{set}}/{{array}}", set=wildcards.dataset, array=datasets.ARRAYS))
+
+
+def threads(wildcards):
+    """CPU threads of a training job. On GPUs of this machine its share of the cores, so that no more run than fit."""
+    places = len(GPUS) * GRID.gpu_slots if DEVICE == "cuda" and workflow.local_exec else 0
+    return max(GRID.threads, machine.cores() // places) if places else GRID.threads
+
+
+def short(wildcards):
+    """The group of a run that takes minutes: on a cluster such share a job, one after the other.
+
+    All of a group must wait or run when the checkpoint is done: Snakemake 9.27 forms groups anew then, and mixes up what
+    runs with what waits. So a run of a fixed rate, which does not wait for it, is a job of its own.
+    """
+    run = planned(wildcards)
+    early = not run.candidate and run.rate == "fixed" and not GRID.tuned
+    if workflow.local_exec or early or run.seconds(DEVICE) > 300:
+        return None
+    return "short-candidates" if run.candidate else "short-runs"
+
+
+def choices(wildcards):
+    """The table that has the rate of a run, if it is not fixed."""
+    if planned(wildcards).rate == "fixed":
+        return []
+    return ancient(GRID.tuned or checkpoints.tune.get().output[1])  # not for its time: for what it says
+
+
+def finished_runs(wildcards):
+    """run.json of the runs that are to be made, or are there."""
+    if GRID.keep and CANDIDATES:
+        checkpoints.tune.get()  # their identities are known then
+    return wanted(resolved(), "runs.csv")
 
 
 # ---- before the first job ----
@@ -243,9 +280,12 @@ def mend():
         print(f"{path} is {altered}: it is made again", file=sys.stderr)
     for target in {target for target, _, _ in found if target.exists()}:
         os.replace(target, f"{target}.damaged")
+    tables = [Path(table) for table in (*TABLES, f"{RESULTS}/candidates.csv") if os.path.exists(table)]
+    for table in tables if GRID.keep else ():
+        files.write_bytes(f"{KEPT}/{table.name}", table.read_bytes())
     if not files.manifest(RESULTS).exists() and not GRID.keep and not RENDER_ONLY:
-        for table in TABLES:  # made of runs, and sealed by nothing yet
-            Path(table).unlink(missing_ok=True)
+        for table in tables:  # made of runs, and sealed by nothing yet
+            table.unlink()
 
 
 def start():

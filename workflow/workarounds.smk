@@ -1,6 +1,7 @@
 # What Snakemake and its SLURM executor do not do by themselves. Each part says what of which version it works around,
 # and is off by itself for others.
 import asyncio
+import re
 from importlib.metadata import PackageNotFoundError, version
 
 
@@ -19,28 +20,6 @@ def without_timers():
     """
     if is_version("snakemake", "9.27"):
         workflow.scheduler.job_rate_limiter = None
-
-
-def without_false_records():
-    """Where a job that was to update its outputs fails Snakemake 9.27 puts back what they were, and records the job as
-    done: the next call would take what is old for new. Without a record they are incomplete, and made again.
-    """
-    if not is_version("snakemake", "9.27"):
-        return
-    persistence, old = workflow.persistence, set()
-    restore, finished = persistence.restore_output, persistence.finished
-
-    def restored(path):
-        if restore(path):
-            old.add(str(path))
-        return str(path) in old
-
-    async def recorded(job):
-        if old.isdisjoint(job.output):
-            await finished(job)
-        old.difference_update(job.output)
-
-    persistence.restore_output, persistence.finished = restored, recorded
 
 
 def patient(ask):
@@ -64,19 +43,26 @@ def with_slurm():
         return
     if settings.status_command is None:
         raise WorkflowError("there is no SLURM here, neither sinfo nor sbatch: call this where jobs are submitted")
-    if settings.status_command == "sacct" and not told("sacct", "--noheader"):
-        raise WorkflowError(
-            "sacct does not answer, so that no one learns how jobs end: add --slurm-status-command squeue to the command"
-        )
+    shown = re.search(r"MinJobAge *= *([0-9]+)", told("scontrol", "show", "config"))
+    shown = int(shown[1]) if shown else 0
+    if not told("sacct", "--noheader"):
+        what = "sacct does not answer, so that no one learns how jobs end"
+        if shown < max(200, 3 * settings.init_seconds_before_status_checks):  # asked every 3 minutes at the least
+            raise WorkflowError(
+                f"{what}, and squeue shows a job for {shown} s after its end, too short a time: SLURM needs accounting "
+                "(slurmdbd), or a MinJobAge of 300"
+            )
+        if settings.status_command == "sacct":
+            raise WorkflowError(f"{what}: add --slurm-status-command squeue to the command")
     if is_version("snakemake-executor-plugin-slurm", "2.8"):
         import snakemake_executor_plugin_slurm as executor
 
-        remembered = executor.get_min_job_age() or 0
-        executor.get_min_job_age = lambda: remembered  # asked anew while slurmctld is away, it would turn to sacct
+        executor.get_min_job_age = lambda: shown  # asked anew while slurmctld is away, it would turn to sacct
         executor.query_job_status = patient(executor.query_job_status)
     # No other Snakemake works here: what still runs in this folder under our name is nobody's.
     jobs = [line.split(maxsplit=2) for line in told("squeue", "--me", "--noheader", "--format=%i %j %Z").splitlines()]
-    left = [job for job, name, where in filter(None, jobs) if name.startswith("rankcollapse_") and where == os.getcwd()]
+    prefix = f"{settings.jobname_prefix}_"
+    left = [job for job, name, where in filter(None, jobs) if name.startswith(prefix) and where == os.getcwd()]
     if ALONE and left:
         print(f"{len(left)} jobs of a Snakemake that was killed are cancelled", file=sys.stderr)
         told("scancel", *left)

@@ -2,8 +2,8 @@
 
 `candidates` makes a row per candidate of the tuning. `runs` makes five tidy tables, a row per run, epoch, spectrum,
 cosine and norm; those of a run were written when it was trained, and are strung together here, run by run, whatever
-their number. A planned run without a folder of its identity has the outcome `missing`; with `keep` a run that stands in
-the tables under its identity stays there as it is.
+their number. A planned run without a folder of its identity has the outcome `missing`. `keep` is a folder of tables as
+they were: a run that stands in them under its identity has the rows that it has there.
 """
 
 import gzip
@@ -37,9 +37,9 @@ def write(path: Path | str, table: pd.DataFrame, digits: int) -> None:
     files.write_bytes(path, gzip.compress(text, mtime=0) if str(path).endswith(".gz") else text)
 
 
-def candidates(planned: dict[str, dict], folders: Path, out: Path, keep: bool = False) -> pd.DataFrame:
+def candidates(planned: dict[str, dict], folders: Path, out: Path, keep: Path | None = None) -> pd.DataFrame:
     """candidates.csv: a row per candidate and seed that is there, in the order of the plan."""
-    old, rows = _kept(out, planned, keep), []
+    old, rows = _kept(keep and keep / out.name, planned), []
     for name, entry in planned.items():
         found = result(entry, folders / name) or old.get(name)
         rows += [{**_about(entry), **entry["config"], **found}] if found else []
@@ -48,10 +48,10 @@ def candidates(planned: dict[str, dict], folders: Path, out: Path, keep: bool = 
     return table
 
 
-def runs(planned: dict[str, dict], folders: Path, out: Path, keep: bool = False) -> None:
+def runs(planned: dict[str, dict], folders: Path, out: Path, keep: Path | None = None) -> None:
     """Write the five tidy tables, in the order of the plan. Raises InputError for damage, and if no run is there."""
-    old, rows, there = _kept(out / "runs.csv", planned, keep), [], False
-    lines = {name: _lines(_path(out, name)) if old else {} for name in folder.TABLES}
+    old, rows, there = _kept(keep and keep / "runs.csv", planned), [], False
+    lines = {name: _lines(_path(keep, name)) if old else {} for name in folder.TABLES}
     with ExitStack() as stack:
         tables = {name: stack.enter_context(_table(out, name)) for name in folder.TABLES}
         for name, entry in planned.items():
@@ -100,9 +100,9 @@ def _about(entry: dict) -> dict:
     return {key: entry[key] for key in ("study", "arm", "candidate", "rate") if key in entry}
 
 
-def _kept(table: Path, planned: dict[str, dict], keep: bool) -> dict[str, dict]:
+def _kept(table: Path | None, planned: dict[str, dict]) -> dict[str, dict]:
     """The rows of a table that stand there under the identity of the plan, by name."""
-    identities = plan.standing(table) if keep else {}
+    identities = plan.standing(table) if table else {}
     names = {name for name, entry in planned.items() if identities.get(name) == entry["identity"]}
     if not names:
         return {}

@@ -75,7 +75,7 @@ def prepare(name: str, data_dir: Path | str, out: Path | str, download: bool = T
     if not all((folder / array).exists() for array in ARRAYS):
         train, test = s.source(Path(data_dir).expanduser(), download)
         for part, arrays, count in (("training", train, s.train), ("test", test, s.test)):
-            _check(s, arrays, count, f"the {part} set of {name}", "mend its record in rankcollapse/datasets.py")
+            _check(s, arrays, count, f"the {part} set of {name}", "mend its record in experiment/datasets.py")
         for array, parts in zip(ARRAYS, zip(train, test, strict=True), strict=True):
             files.write(folder / array, functools.partial(np.save, arr=np.concatenate(parts)))
     return folder

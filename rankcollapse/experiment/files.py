@@ -92,25 +92,30 @@ def lock(path: Path, tell: Callable[[str], object]) -> Iterator[None]:
     """Hold the lock file `path`, waiting for another process, which `tell` says once.
 
     The system releases it however the process ends, and on file systems that pass locks on, between machines as well.
-    Where there are none, such as on SMB, the file names its holder, and one that is dead on this machine loses it.
+    Where there are none, such as on SMB, a file names its holder, and one that is dead on this machine loses it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(path)
     try:
-        held.acquire(timeout=0)
-    except Timeout:
-        tell(f"{path.parent} is being written by another process: waiting until it has ended")
-        held.acquire()
+        _acquire(held, path.parent, tell)
     except OSError as error:
         if error.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
             error.filename = str(path.parent)  # the name that the user knows
             raise
-        held = SoftFileLock(path)
-        held.acquire()
+        held = SoftFileLock(f"{path}.soft")  # the attempt has left `path` behind, which would pass for a holder's
+        _acquire(held, path.parent, tell)
     try:
         yield
     finally:
         held.release()
+
+
+def _acquire(held: FileLock | SoftFileLock, what: Path, tell: Callable[[str], object]) -> None:
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        tell(f"{what} is being written by another process: waiting until it has ended")
+        held.acquire()
 
 
 # ---- seals ----
@@ -217,6 +222,4 @@ def problems(results: Path | str, runs: Iterable[Path], digest: Digests) -> Iter
         if sealing.exists():
             yield from ((sealing, path, what) for path, what in damage(sealing, sealing.parent, digest))
     if manifest(results).exists():
-        for path, what in damage(manifest(results), Path(), digest):
-            if path.name != "run.json" or what == "missing":  # it may be newer, and seals itself
-                yield path, path, what
+        yield from ((path, path, what) for path, what in damage(manifest(results), Path(), digest))

@@ -40,10 +40,14 @@ def code(modules: tuple[str, ...]) -> str:
 
 
 def _written(node: object) -> str:
-    """A syntax tree as text. Nothing empty is in it: a newer Python has fields, and texts in f-strings, that an older lacks."""
+    """A syntax tree as text. A newer Python has fields that an older lacks, and empty texts in f-strings: those go."""
     if isinstance(node, list):
-        return f"[{', '.join(part for part in map(_written, node) if part != 'Constant()')}]"
+        return f"[{', '.join(map(_written, node))}]"
+    if isinstance(node, ast.Constant):
+        return repr(node.value)
     if not isinstance(node, ast.AST):
         return repr(node)
-    fields = {name: value for name, value in ast.iter_fields(node) if value not in (None, [], "")}
+    fields = {name: value for name, value in ast.iter_fields(node) if value not in (None, [])}
+    if isinstance(node, ast.JoinedStr):
+        fields["values"] = [part for part in node.values if not (isinstance(part, ast.Constant) and part.value == "")]
     return f"{type(node).__name__}({', '.join(f'{name}={_written(value)}' for name, value in fields.items())})"

@@ -44,7 +44,7 @@ def optimizers(model: nn.Module, config: RunConfig) -> list[torch.optim.Optimize
 
 
 def intervention(model: nn.Module, config: RunConfig) -> Callable[[Tensor], Tensor] | None:
-    """The intervention of a run on the updates of its matrices, or None. Raises InputError for a rank beyond a matrix."""
+    """What a run does to the updates of its matrices, or None. Raises InputError for a rank beyond a matrix."""
     if config.update == "top_r":
         for name, weight in models.matrices(model).items():
             rows, columns = weight.flatten(1).shape

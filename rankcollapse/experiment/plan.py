@@ -149,8 +149,9 @@ def precision(device: str, dataset: str) -> str:
 
 
 def choices(grid: Grid, table: Path | str, whole: bool = False) -> Choices:
-    """What a table of choices, tuned.csv, says for the tuned arms. Raises InputError, one sentence, for any other table,
-    and where it must be `whole` for an arm without a choice.
+    """What a table of choices, tuned.csv, says for the tuned arms.
+
+    Raises InputError, one sentence, for any other table, and where it must be `whole` for an arm without a choice.
     """
     needed, found = {*ARM_KEYS, *SHORT, "chosen"}, {}
     try:
@@ -165,10 +166,10 @@ def choices(grid: Grid, table: Path | str, whole: bool = False) -> Choices:
             name = ARM.format(study=study.name, dataset=dataset, arm=arm)
             here = [row for row in rows if ARM.format(**row) == name]
             if len(here) > 1 or (whole and not here):
-                raise InputError(
-                    f"{table} has {len(here)} choices for {name}; it must have one, or be left out to tune"
-                )
-            found |= {name: {knob: float(row[knob]) for knob in tune.axes} for row in here}
+                what = f"{table} has {len(here)} choices for {name}"
+                raise InputError(f"{what}; it must have one, or be left out to tune")
+            if here:
+                found[name] = {knob: float(here[0][knob]) for knob in tune.axes}
     except InputError:
         raise
     except (OSError, ValueError, TypeError, csv.Error) as error:
@@ -211,6 +212,17 @@ def entries(path: Path | str, part: str) -> dict[str, dict]:
     found = read(path).get(part)
     if not isinstance(found, dict):
         raise InputError(f"{path} has no {part}: it must be a plan, which snakemake writes")
+    return found
+
+
+def find(path: Path | str, name: str) -> dict:
+    """A run or candidate of a plan. Raises InputError if it has none of this name, or no rate for it."""
+    found = {**entries(path, "candidates"), **entries(path, "runs")}.get(name)
+    if found is None:
+        raise InputError(f"{path} has no run {name!r}: run snakemake, which writes it")
+    if found["identity"] is None:
+        mend = "lower or widen its `tune` in the config if all its candidates diverged"
+        raise InputError(f"{path}: no rate has been chosen for {name}: {mend}")
     return found
 
 

@@ -69,7 +69,7 @@ class State:
         self.order.set_state(self.epoch_start.cpu())
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, 0 to 1 of its peak: up along a line, if there is warm-up, down along a cosine."""
+        """The learning rate of a step, as a share of its peak: up a line in a warm-up, then down a cosine."""
         warmup = self.config.warmup * self.steps_per_epoch
         if step < warmup:
             return (step + 1) / (warmup + 1)

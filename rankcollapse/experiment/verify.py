@@ -11,21 +11,16 @@ from rankcollapse.errors import InputError
 from rankcollapse.experiment import files, folder, plan
 
 
-def seal(results: Path, names: list[str]) -> None:
-    """Seal what a preset has made: manifest.json has the sha256 of the files `names` and of run.json of each run and
-    candidate, as far as they are there; the other files of a run are sealed by that.
-    """
-    made = [*names, *map(str, _planned(results / "plan.json"))]
-    there = [name for name in made if Path(name).exists()]
-    files.seal(files.manifest(results), {"preset": results.name}, there, ".")
-
-
 def verify(results: Path) -> int:
     """Print each file of a preset that is missing, altered or stray; how many they are."""
     started, digest = time.monotonic(), files.Digests(results / ".digests.json", fresh=True)
-    runs = {*_planned(results / "plan.json"), *(Path(name) for name in _sealed(results) if name.endswith("/run.json"))}
-    found = {path: what for _, path, what in files.problems(results, sorted(runs), digest)}
-    away = [] if runs and any(path.exists() for path in runs) else _not_kept(found)
+    runs = _planned(results / "plan.json")
+    found = {path: what for _, path, what in files.problems(results, runs, digest)}
+    if any(path.exists() for path in runs):
+        found |= {path: "missing" for path in runs if not path.exists()}
+        away = []
+    else:
+        away = _not_kept(found)
     found = {path: what for path, what in found.items() if path not in away}
     found |= dict.fromkeys(_strays(results, digest), "stray")
     for path, what in sorted(found.items()):
@@ -46,13 +41,6 @@ def _planned(path: Path) -> list[Path]:
     return [where / name / folder.RESULT for where, entries in found for name in entries]
 
 
-def _sealed(results: Path) -> dict:
-    try:
-        return files.sealed(files.manifest(results))["files"]
-    except InputError:  # named among what is altered
-        return {}
-
-
 def _not_kept(found: dict[Path, str]) -> list[Path]:
     """Those that are missing and no part of the repository; none where there is none."""
     try:
@@ -64,7 +52,7 @@ def _not_kept(found: dict[Path, str]) -> list[Path]:
 
 
 def _strays(results: Path, digest: files.Digests) -> list[Path]:
-    """Files, or whole run folders, beside the sealed ones that no seal names; but not of runs that are being trained, and
+    """Files, or whole run folders, beside the sealed ones that no seal names; not of runs that are being trained, and
     not what snakemake has moved aside.
     """
     places = [*(results / part for part in ("runs", "tuning", "tables", "summary", "pages"))]

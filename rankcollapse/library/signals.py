@@ -32,7 +32,7 @@ class Signals:
     def __init__(
         self, model: nn.Module, rule: str, batch: tuple[Tensor, Tensor], null: Callable[[int], torch.Generator]
     ):
-        """batch: inputs [n, ...], not sorted by class, and labels. null: of a step, what its untrained B is drawn from."""
+        """batch: inputs [n, ...], not sorted by class, and labels. null: of a step, what draws its untrained B."""
         self.model, self.rule, self.batch, self.null = model, RULES[rule], batch, null
         self.weights = models.matrices(model)
         self.learning = {name: w for name, w in self.weights.items() if w.requires_grad}
@@ -59,7 +59,8 @@ class Signals:
     def update(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Right after the last of `step` steps, while its gradient is there: what it added to W, per unit of rate."""
         for name, weight in self.learning.items():
-            update = optimizer.direction(weight)
+            moved = weight.grad is not None  # not if it was frozen in the meantime
+            update = optimizer.direction(weight) if moved else torch.zeros_like(weight).flatten(1)
             self._add("update", name, "step", step, update)
 
     def measure(self, step: int) -> None:

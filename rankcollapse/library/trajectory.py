@@ -17,7 +17,7 @@ ALL = "all"  # in place of a layer's name: the whole net
 class Trajectory:
     """Gradients of `weights`, by layer name, kept as rows of the file `path`, which only grows.
 
-    Under bfloat16 autocast a gradient is a bfloat16 tensor cast to float32: kept in that `dtype`, nothing of it is lost.
+    Under bfloat16 autocast a gradient is a bfloat16 tensor cast to float32: kept in that `dtype`, all of it stays.
     """
 
     def __init__(self, weights: dict[str, Tensor], path: Path, dtype: torch.dtype = torch.float32):
@@ -36,9 +36,10 @@ class Trajectory:
         return len(self.steps) * self.row.nbytes
 
     def add(self, step: int) -> None:
-        """The gradient of step `step`, after its backward pass, as a row."""
+        """The gradient of step `step`, after its backward pass, as a row; zeros of a weight without one."""
         for name, weight in self.weights.items():
-            self.parts[name].view(weight.shape).copy_(weight.grad)
+            there = self.parts[name].view(weight.shape)
+            there.zero_() if weight.grad is None else there.copy_(weight.grad)
         self.file.seek(self.size)
         self.file.write(self.row.cpu().view(torch.uint8).numpy())
         self.steps.append(step)
@@ -54,7 +55,7 @@ class Trajectory:
         self.steps = list(state["steps"])
 
     def spectra(self, stride: int, window: int) -> Iterator[Spectrum]:
-        """Of the first T gradients and of the latest `window` ones, at every `stride`-th T and at the last; none of one."""
+        """Of the first T gradients and of the latest `window`, at every `stride`-th T and at the last; none of one."""
         total = len(self.steps)
         if total < 2:
             return

@@ -1,6 +1,8 @@
 """Each claim of paper/claims.yaml, held against the tidy tables by the rule for a verdict at the head of that file."""
 
 import difflib
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,20 +14,10 @@ from typing_extensions import TypedDict
 
 from rankcollapse.errors import InputError
 from rankcollapse.experiment import config, datasets
-from rankcollapse.render.tables import (
-    KEYS,
-    MEASURES,
-    SPECTRUM,
-    Tables,
-    at_steps,
-    finished,
-    last,
-    lowest_loss,
-    select,
-    steps_at,
-)
+from rankcollapse.experiment.collect import KEYS
+from rankcollapse.render.tables import MEASURES, SPECTRUM, Tables, at_steps, ended, finished, last, lowest_loss, select
+from rankcollapse.render.tables import steps_at
 
-BASE = config.read(Path(__file__).parents[2] / "config.yaml")  # has studies and arms that a preset may lack
 SOURCES = {"%": ("runs", "test_accuracy"), "cosine": ("alignment", "value"), **{m: ("ranks", m) for m in MEASURES}}
 LEVEL = 0.05  # of a test; intervals are 1 - LEVEL
 # By family: what a difference on the claimed side is called, and one on the other.
@@ -72,7 +64,7 @@ class Claim(config.Strict):
     frozen: str | None = None  # depth utility: what learns in the frozen net
     paper: int | float | None = None
     control: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
-    structural: bool = False
+    structural: str | None = None  # why the rule itself makes it so
 
     @model_validator(mode="after")
     def _along_the_way(self) -> "Claim":
@@ -81,8 +73,14 @@ class Claim(config.Strict):
         return self
 
 
+@functools.cache
+def base() -> dict:
+    """The paper's grid, which has studies and arms that a preset may lack."""
+    return config.read(Path(__file__).parents[2] / "config.yaml")
+
+
 def label(arm: str) -> str:
-    return BASE["arms"][arm]["label"] if arm in BASE["arms"] else arm
+    return base()["arms"].get(arm, {"label": arm})["label"]
 
 
 class DepthUtility(config.Strict):
@@ -123,16 +121,21 @@ def read_claims(path: Path) -> list[Claim]:
         raise InputError(f"{path} {what} ({' '.join(str(error).split())})") from error
 
 
-def measured(claim: Claim, arm: str, tables: Tables) -> pd.DataFrame:
-    """The rows of the claim's quantity in one arm's finished runs. Raises InputError for a name that is not there."""
+def counts(claim: Claim) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """Which rows a claim's means and tests are over, by the rule of divergence in tables.py."""
+    return ended if claim.quantity["measure"] == "%" else finished
+
+
+def measured(claim: Claim, arm: str, tables: Tables, over: Callable) -> pd.DataFrame:
+    """The rows of the claim's quantity in one arm's runs that count. Raises InputError for a name that is not there."""
     runs, (table, _) = tables["runs"], SOURCES[claim.quantity["measure"]]
     known = {
-        "study": {*runs["study"], *(study["name"] for study in BASE["studies"])},
+        "study": {*runs["study"], *(study["name"] for study in base()["studies"])},
         "dataset": {*datasets.SETS},
-        "arm": {*runs["arm"], *BASE["arms"]},
+        "arm": {*runs["arm"], *base()["arms"]},
     }
     place = {"study": claim.study, "dataset": claim.dataset, "arm": arm}
-    tested, rows, here = not finished(select(runs, **place)).empty, finished(tables[table]), ", ".join(place.values())
+    tested, rows, here = not over(select(runs, **place)).empty, over(tables[table]), ", ".join(place.values())
     for column, name in {**place, **claim.quantity}.items():
         if column not in rows or name is None:
             continue
@@ -146,11 +149,10 @@ def measured(claim: Claim, arm: str, tables: Tables) -> pd.DataFrame:
     return rows
 
 
-def pairs(claim: Claim, left: str, right: str | float, tables: Tables) -> pd.DataFrame:
-    """Columns left and right, a row per seed that both have."""
-    column = SOURCES[claim.quantity["measure"]][1]
-    sides = [measured(claim, left, tables)]
-    sides += [measured(claim, right, tables)] if isinstance(right, str) else []
+def pairs(claim: Claim, left: str, right: str | float, tables: Tables, over: Callable | None = None) -> pd.DataFrame:
+    """Columns left and right, a row per seed that both have. over: which rows count, if not those of `counts`."""
+    column, over = SOURCES[claim.quantity["measure"]][1], over or counts(claim)
+    sides = [measured(claim, side, tables, over) for side in (left, right) if isinstance(side, str)]
     if claim.at == "equal loss":
         found = at_equal_loss(sides, column, tables["epochs"])
     else:
@@ -181,46 +183,62 @@ def interval(differences: pd.Series) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def reading(differences: pd.Series) -> dict:
+    """n pairs, their mean difference with its interval, and the p of Student's t."""
+    mean, low, high = interval(differences)
+    told = len(differences) > 1 and differences.sem() > 0
+    p = stats.ttest_1samp(differences, 0).pvalue if told else np.nan
+    return {"n": len(differences), "difference": mean, "low": low, "high": high, "p": p}
+
+
+def lost(claim: Claim, sides: list, tables: Tables) -> dict:
+    """How many runs of these arms diverged, and how many are missing."""
+    here = select(tables["runs"], study=claim.study, dataset=claim.dataset)
+    outcomes = here.loc[here["arm"].isin(sides), "outcome"]
+    return {what: (outcomes == what).sum() for what in ("diverged", "missing")}
+
+
 def control(claim: Claim, differences: pd.Series, tables: Tables) -> dict:
     """What the frozen nets have of the same gain, and what is left of it above theirs, paired by seed."""
-    columns = ["control_left", "control_right", "control_difference", "control_low", "control_high"]
-    columns += ["control_percent", "rest", "rest_low", "rest_high"]
+    columns = ["left", "right", "n", "diverged", "missing", "difference", "low", "high", "percent"]
+    columns = [*(f"control_{column}" for column in columns), "rest", "rest_low", "rest_high"]
     if claim.control is None:
         return dict.fromkeys(columns)
     two = pairs(claim, *claim.control, tables)
     theirs = two["left"] - two["right"]
     gain = interval(theirs)
     percent = 100 * gain[0] / differences.mean() if differences.mean() else np.nan
-    values = (*claim.control, *gain, percent, *interval((differences - theirs).dropna()))
+    runs = len(theirs), *lost(claim, claim.control, tables).values()
+    values = (*claim.control, *runs, *gain, percent, *interval((differences - theirs).dropna()))
     return dict(zip(columns, values, strict=True))
 
 
 def settle(claim: Claim, tables: Tables) -> dict:
-    """One row of claims.csv, without the verdict. Raises InputError, one sentence, for a claim on what is not there."""
-    two = pairs(claim, claim.left, claim.right, tables)
-    difference, number = two["left"] - two["right"], not isinstance(claim.right, str)
-    mean, low, high = interval(difference)
-    n, sem = len(difference), difference.sem()
-    here = select(tables["runs"], study=claim.study, dataset=claim.dataset)
-    arms = here[here["arm"].isin([claim.left, claim.right])]
+    """One row of claims.csv, without the verdict. Raises InputError, one sentence, for a claim on what is not there.
+
+    Its columns ending in _finished are the other reading of what diverged: as if those runs were not there.
+    """
+    sides = [claim.left, claim.right]
+    two, sound = (pairs(claim, *sides, tables, over) for over in (None, finished))
+    difference = two["left"] - two["right"]
+    n, here = len(difference), select(tables["runs"], study=claim.study, dataset=claim.dataset)
     power = stats.t.ppf(1 - LEVEL / 2, n - 1) + stats.t.ppf(0.8, n - 1) if n > 1 else np.nan
+    theirs = {"abstract": "abstract", "summary": "unverified note"}  # where the paper's number is from
     return {
         **claim.model_dump(include={"id", "family", "statement", "source", "study", "dataset"}),
         **claim.quantity,
         **claim.model_dump(include={"at", "left", "relation", "right", "frozen"}),
-        "rates": "; ".join(arms["rate"].drop_duplicates()),
-        "n": n,
-        "diverged": (arms["outcome"] == "diverged").sum(),
+        "rates": "; ".join(here.loc[here["arm"].isin(sides), "rate"].drop_duplicates()),
         "left_mean": two["left"].mean(),
         "right_mean": two["right"].mean(),
-        "difference": mean,
-        "low": low,
-        "high": high,
-        "detectable": power * sem,
-        "p": stats.ttest_1samp(difference, 0).pvalue if n > 1 and sem > 0 else np.nan,
+        **reading(difference),
+        "detectable": power * difference.sem(),
+        **lost(claim, sides, tables),
+        **{f"{key}_finished": value for key, value in reading(sound["left"] - sound["right"]).items()},
         **control(claim, difference, tables),
         "paper": claim.paper,
-        "paper_is": "" if claim.paper is None else "left" if number else "difference",
+        "paper_is": "" if claim.paper is None else "difference" if isinstance(claim.right, str) else "left",
+        "paper_source": "" if claim.paper is None else theirs.get(claim.source),
         "structural": claim.structural,
     }
 
@@ -236,9 +254,9 @@ def verdict(row: pd.Series) -> str:
     claimed = 1 if row["relation"] == "greater" else -1
     if row["n"] == 0 and not row["diverged"]:
         return "not tested"
-    if row["structural"]:
+    if pd.notna(row["structural"]):
         return "by construction"
-    if row["n"] < 2 or row["diverged"] or not row["p_holm"] < LEVEL:
+    if row["n"] < 2 or not row["p_holm"] < LEVEL:
         return "inconclusive"
     holds, fails = WORDS[row["family"]]
     if claimed * row["difference"] < 0:
@@ -251,6 +269,8 @@ def verdict(row: pd.Series) -> str:
 def settled(claims: list[Claim], tables: Tables) -> pd.DataFrame:
     """claims.csv: a row per claim, with p-values corrected over its family and the verdict."""
     table = pd.DataFrame([settle(claim, tables) for claim in claims])
-    counted = table["p"].mask(table["structural"])
-    table.insert(table.columns.get_loc("p") + 1, "p_holm", counted.groupby(table["family"]).transform(holm))
+    for reading_of in ("", "_finished"):
+        counted = table[f"p{reading_of}"].mask(table["structural"].notna())
+        corrected = counted.groupby(table["family"]).transform(holm)
+        table.insert(table.columns.get_loc(f"p{reading_of}") + 1, f"p_holm{reading_of}", corrected)
     return table.assign(verdict=table.apply(verdict, axis=1))

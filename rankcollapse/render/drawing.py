@@ -1,12 +1,10 @@
 """What figures share: panels, lines over seeds, points, marks of runs that diverged, words of captions, saving.
 
-A figure's script hands four things to main: SHOWN, the runs it shows, as a query on runs.csv; data(tables), the tidy
-table that it is drawn from; draw(table, looks), which returns its grid; caption(table), whole sentences. The tables are
-those of shown_tables. `looks` says by arm what it is drawn with: {"palette": {arm: colour}, "markers": ..., ...}.
+What a figure's module is, says figures/__init__.py. Its tables are those of shown_tables, and its `looks` says by arm
+what it is drawn with: {"palette": {arm: colour}, "markers": ..., "dashes": ...}.
 """
 
-import argparse
-import json
+import importlib
 import re
 import textwrap
 from collections.abc import Callable, Iterator
@@ -18,17 +16,21 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from pandas import DataFrame, Series
+from pandas import DataFrame
 from seaborn import FacetGrid
 
+from rankcollapse.errors import InputError
 from rankcollapse.experiment import files
 from rankcollapse.experiment.datasets import SETS
-from rankcollapse.render.tables import ARM, KEYS, Tables, finished, load, select
+from rankcollapse.render.figures import titles
+from rankcollapse.render.tables import ARM, KEYS, Tables, ended, finished, load, select
+from rankcollapse.render.text import over as told
 
 WIDTH = 6.9  # inches: the text width of the paper, so that type is printed in the size given here
 PAGE = 8.2  # inches: what a page holds above a caption
 SMALL = 7  # points: the smallest type
 GREY = "#666666"
+MARKED = "a point is a run, a cross one that diverged"
 MEASURES = {"entropy_s": "exp H(s)", "entropy_s2": "exp H(s²)"}
 DASHES = {
     "-": "",
@@ -42,11 +44,13 @@ STYLE |= {f"{axis}tick.{key}": value for axis in "xy" for key, value in {"major.
 STYLE |= {"svg.fonttype": "path", "svg.hashsalt": "rankcollapse"}
 
 
+Over = Callable[[DataFrame], DataFrame]  # from rows to those of runs that count: finished or ended
+
 # ---- rows ----
 
 
 def shown_tables(folder: Path, tuned: Path, shown: str, arms: dict[str, dict], studies: dict[str, str]) -> Tables:
-    """The tables of analysis.load cut to the runs shown, in the order of studies and arms, with arms by their labels.
+    """The tables of tables.load cut to the runs shown, in the order of studies and arms, with arms by their labels.
 
     Every row has what its arm is (rule, optimizer and so on), its `panel`, which is its study and data set, and
     the panel's `title`, which says too what runs it lacks. `shown` may name, besides columns of runs.csv, whether any
@@ -76,9 +80,9 @@ def shown_tables(folder: Path, tuned: Path, shown: str, arms: dict[str, dict], s
     return {name: cut(table) for name, table in tables.items()}
 
 
-def first(table: DataFrame) -> DataFrame:
-    """The finished rows of the first panel that has any: what a caption gives numbers of."""
-    return select(finished(table), panel=finished(table)["panel"].iloc[0])
+def first(table: DataFrame, over: Over = finished) -> DataFrame:
+    """The rows that count of the first panel that has any: what a caption gives numbers of."""
+    return select(over(table), panel=over(table)["panel"].iloc[0])
 
 
 def by_layer(table: DataFrame, most: int | None = None) -> DataFrame:
@@ -109,21 +113,12 @@ def layer_name(layer: str) -> str:
     return re.sub(r"([a-z])(\d)", r"\1 \2", layer)
 
 
-def mean_std(values: Series, digits: int | None = None) -> str:
-    """`43.6 ± 1.1`, without the deviation for a single value. By default whole numbers from 100, two digits below 1."""
-    if not values.count():
-        return "–"
-    mean = values.mean()
-    digits = digits if digits is not None else 0 if abs(mean) >= 100 else 1 if abs(mean) >= 1 else 2
-    return f"{mean:.{digits}f}" + (f" ± {values.std():.{digits}f}" if values.count() > 1 else "")
-
-
-def under(ends: DataFrame, value: str, digits: int | None = None) -> str:
+def under(ends: DataFrame, value: str) -> str:
     """`150 ± 3 under BP and 23 ± 1 under FA`: the arms of reference, under plain SGD and without normalisation."""
     plain = select(ends, optimizer="sgd", normalization="none", update="full")
     arms = plain[plain["rule"].isin(["bp", "fa"])].groupby("rule")["arm"].first()
-    words = [f"{mean_std(select(plain, arm=arm)[value], digits)} under {arm}" for arm in arms]
-    return " and ".join(words) or "neither plain BP nor plain FA finished"
+    words = [f"{told(select(plain, arm=arm)[value])} under {arm}" for arm in arms]
+    return " and ".join(words) or "neither plain BP nor plain FA"
 
 
 def lost(runs: DataFrame) -> str:
@@ -132,11 +127,12 @@ def lost(runs: DataFrame) -> str:
     return "".join(f"; {len(arms)} {outcome} ({', '.join(arms.unique())})" for outcome, arms in parts if len(arms))
 
 
-def standing(runs: DataFrame, spread: str) -> str:
-    """How many runs a figure stands on, what became of the others, and how the spread over seeds is shown."""
-    counts = finished(runs).groupby(ARM)["seed"].count().reindex(runs[ARM].drop_duplicates(), fill_value=0)
+def standing(runs: DataFrame, spread: str, over: Over) -> str:
+    """How many runs a figure's means are over, what became of the others, and how the spread over seeds is shown."""
+    counts = over(runs).groupby(ARM)["seed"].count().reindex(runs[ARM].drop_duplicates(), fill_value=0)
     n = " to ".join(f"{n}" for n in sorted({counts.min(), counts.max()}))
-    words = f"Finished runs: n = {n} an arm, {counts.sum()} in all{lost(runs)}"
+    kind = "Finished runs" if over is finished else "Runs, a diverged one with the accuracy that it ended with"
+    words = f"{kind}: n = {n} an arm, {counts.sum()} in all{lost(runs)}"
     return words + (f"; {spread}: ± 1 standard deviation over seeds." if spread and counts.max() > 1 else ".")
 
 
@@ -208,13 +204,13 @@ def legend(grid: FacetGrid, looks: dict, **more: object) -> None:
 # ---- marks ----
 
 
-def lines(grid: FacetGrid, x: str, y: str, looks: dict, **limits: object) -> None:
-    """Each arm's mean over the finished runs, with a band, diverged runs, and a legend. limits: see diverged."""
+def lines(grid: FacetGrid, x: str, y: str, looks: dict, over: Over = finished, **limits: object) -> None:
+    """Each arm's mean over the runs that count, with a band, diverged runs, and a legend. limits: see diverged."""
     band = {"errorbar": "sd", "err_kws": {"alpha": 0.18, "linewidth": 0}, "markeredgewidth": 0, "markevery": 0.25}
-    for axes, part in cells(grid, outcome="finished"):
-        sns.lineplot(
-            part[np.isfinite(part[y])], x=x, y=y, ax=axes, hue="arm", style="arm", legend=False, **band, **looks
-        )
+    for axes, part in cells(grid):
+        part = over(part)[np.isfinite(over(part)[y])]
+        if len(part):
+            sns.lineplot(part, x=x, y=y, ax=axes, hue="arm", style="arm", legend=False, **band, **looks)
         axes.locator_params(axis="x", nbins=4, integer=True)
     diverged(grid, x, y, looks, **limits)
     legend(grid, looks)
@@ -246,7 +242,7 @@ def diverged(grid: FacetGrid, x: str, y: str, looks: dict, **limits: object) -> 
 
 
 def accuracies(table: DataFrame, looks: dict, name: str) -> FacetGrid:
-    """Test accuracies in the order of the table, a line for each `name`: a point per run, mean and deviation."""
+    """Test accuracies in the order of the table, a line for each `name`: a point per run, mean and deviation of all."""
     names = [*table[name].unique()]
     shift = (table["seed"] + 0.5) / (table["seed"].max() + 1) - 0.5  # no run hides another
     place = table[name].map(names.index)
@@ -254,11 +250,11 @@ def accuracies(table: DataFrame, looks: dict, name: str) -> FacetGrid:
     bar = {"err_kws": {"linewidth": 1}, "alpha": 0.6, "linestyle": "none", "marker": "|", "markersize": 10}
     bar |= {"hue": "arm", "palette": looks["palette"], "legend": False, "orient": "y", "native_scale": True}
     for axes, part in cells(grid):
-        sns.pointplot(finished(part), x="test_accuracy", y="place", ax=axes, errorbar="sd", markeredgewidth=1, **bar)
+        sns.pointplot(ended(part), x="test_accuracy", y="place", ax=axes, errorbar="sd", markeredgewidth=1, **bar)
         axes.set_yticks(range(len(names)), names)
         axes.tick_params(labelleft=axes.get_subplotspec().is_first_col())
         for place, arm in enumerate(names):
-            text = mean_std(finished(select(part, **{name: arm}))["test_accuracy"], 1)
+            text = told(ended(select(part, **{name: arm}))["test_accuracy"])
             axes.text(1.03, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=SMALL)
     points(grid, "test_accuracy", "y", looks, xlim=(0, None), ylim=(len(names) - 0.5, -0.5))
     chance(grid, "axvline")
@@ -283,33 +279,27 @@ def save(figure: Figure, caption: str, out: Path) -> None:
     plt.close(figure)
 
 
-def main(doc: str, shown: str, data: Callable, draw: Callable, caption: Callable, spread: str | None = "bands") -> None:
-    """Run a figure's script. spread: what in it shows ± 1 standard deviation over seeds, "" for nothing; None: the
-    figure is of candidates, and its caption says itself what they stand on.
-    """
-    parser = argparse.ArgumentParser(description=doc)
-    parser.add_argument("--tables", type=Path, required=True, help="folder of runs.csv and the other tables")
-    parser.add_argument("--tuned", type=Path, required=True, help="table of candidates and choices, tuned.csv")
-    parser.add_argument("--looks", type=json.loads, required=True, help='JSON: {"arms": {...}, "studies": {...}}')
-    parser.add_argument("--out", type=Path, required=True, help="path of the figure, without a suffix")
-    args = parser.parse_args()
+def figure(name: str, results: Path, tuned: Path, looks: dict, out: Path) -> None:
+    """Make a figure of the tables in `results`. looks: {"arms": {...}, "studies": {...}}."""
+    if name not in titles():
+        raise InputError(f"there is no figure {name!r}: it must be one of {', '.join(titles())}")
+    module = importlib.import_module(f"rankcollapse.render.figures.{name}")
     plt.switch_backend("agg")
     sns.set_theme("paper", "ticks", font="DejaVu Sans", font_scale=0.8, rc=STYLE)  # a font that comes with matplotlib
-    tables = shown_tables(args.tables, args.tuned, shown, **args.looks)
-    arms = args.looks["arms"].values()
-    looks = {
-        name: {arm["label"]: arm[key] for arm in arms} for name, key in (("palette", "colour"), ("markers", "marker"))
-    }
-    looks["dashes"] = {arm["label"]: DASHES[arm["line"]] for arm in arms}
+    tables = shown_tables(results / "tables", tuned, module.SHOWN, **looks)
+    arms, keys = looks["arms"].values(), {"palette": "colour", "markers": "marker"}
+    drawn = {by: {arm["label"]: arm[key] for arm in arms} for by, key in keys.items()}
+    drawn["dashes"] = {arm["label"]: DASHES[arm["line"]] for arm in arms}
     runs = tables["runs"]
-    table = data(tables) if len(finished(runs)) else runs  # without a finished run tables may have no rows to work on
+    table = module.data(tables) if len(finished(runs)) else runs  # without one tables may have no rows to work on
     if finished(table).empty:  # the files are still expected
-        words = f"{doc.split('.')[1].strip()}: no finished run among {len(runs)} of this kind."
-        figure = plt.figure(figsize=(WIDTH, 0.5))
-        figure.text(0.5, 0.5, words, ha="center", va="center", color=GREY)
-        save(figure, words, args.out)
+        words = f"{titles()[name].partition('. ')[2]}: no finished run among {len(runs)} of this kind."
+        made = plt.figure(figsize=(WIDTH, 0.5))
+        made.text(0.5, 0.5, words, ha="center", va="center", color=GREY)
     else:
-        figure = draw(table, looks).figure
-        figure.set_layout_engine("constrained", w_pad=0.05, h_pad=0.05, wspace=0.02, hspace=0.02)
-        words = [caption(table)] if spread is None else [caption(table), standing(runs, spread)]
-        save(figure, " ".join(words), args.out)
+        made = module.draw(table, drawn).figure
+        made.set_layout_engine("constrained", w_pad=0.05, h_pad=0.05, wspace=0.02, hspace=0.02)
+        words = module.caption(table)
+        if module.SPREAD is not None:
+            words += " " + standing(runs, module.SPREAD, getattr(module, "OVER", finished))
+    save(made, words, out)

@@ -1,16 +1,12 @@
-"""What holds, in a few sentences for README, report and paper, made of claims.csv."""
+"""What holds, in a few sentences and a table of depth utility, for README, report and paper, made of claims.csv."""
 
 import pandas as pd
 
+from rankcollapse.render import text
 from rankcollapse.render.claims import WORDS, label
+from rankcollapse.render.text import NONE, listed
 
-
-def points(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")
-
-
-def listed(words: list[str], last: str = "and") -> str:
-    return f"{', '.join(words[:-1])} {last} {words[-1]}" if len(words) > 1 else "".join(words)
+VERDICTS = [*WORDS["statement"], "explained by the control", "inconclusive"]  # of what is counted, in this order
 
 
 def findings(claims: pd.DataFrame) -> list[str]:
@@ -26,13 +22,23 @@ def _named(rows: pd.DataFrame, most: int = 4) -> str:
     return f": {'; '.join(f'“{said}”' for said in rows['statement'])}" if 0 < len(rows) <= most else ""
 
 
+def _points(value: float, low: float, high: float) -> str:
+    return "+" * (value > 0) + text.number(value, (high - low) / 2)
+
+
 def _reproduced(tested: pd.DataFrame) -> str:
-    rows = tested[(tested["family"] == "statement") & ~tested["structural"].astype(bool)]
-    by = {verdict: rows[rows["verdict"] == verdict] for verdict in (*WORDS["statement"], "explained by the control")}
-    counts = [f"{len(part)} {verdict}" for verdict, part in by.items() if len(part)]
-    said = f"Of {len(rows)} statements tested here, {listed(counts) or 'none could be settled'}"
-    lost = by["not reproduced"]
-    return f"{said}{f'; not reproduced{_named(lost)}' if len(lost) else ''}."
+    """The paper's statements and ours apart, and apart from both what is true by construction."""
+    rows = tested[tested["family"] == "statement"]
+    known, ours, said = rows["structural"].notna(), rows["source"] == "ours", []
+    for whose, part in (("statements of the paper tested here", rows[~ours & ~known]), ("of ours", rows[ours & ~known])):
+        by = [(verdict, part[part["verdict"] == verdict]) for verdict in VERDICTS]
+        counts = [f"{len(mine)} {verdict}" for verdict, mine in by if len(mine)]
+        said += [f"of {len(part)} {whose}, {listed(counts)}"] if len(part) else []
+    said += [f"{known.sum()} more by construction, not counted"] if known.any() else []
+    failed = rows[~known & (rows["verdict"] == WORDS["statement"][1])]
+    said += [f"not reproduced{_named(failed)}"] if len(failed) else []
+    words = "; ".join(said)
+    return f"{words[0].upper()}{words[1:]}." if words else ""
 
 
 def _depth_utility(tested: pd.DataFrame) -> str:
@@ -41,7 +47,8 @@ def _depth_utility(tested: pd.DataFrame) -> str:
     better, worse = WORDS["depth utility"]
     for learns, part in rows.groupby("frozen", sort=False):
         named = [
-            f"{label(r.left)} in {r.study} {points(r.difference)}{', which loses to it' if r.verdict == worse else ''}"
+            f"{label(r.left)} in {r.study} {_points(r.difference, r.low, r.high)}"
+            + (", which loses to it" if r.verdict == worse else "")
             for r in part[part["verdict"] != better].itertuples()
         ]
         words = f"{learns} {(part['verdict'] == better).sum()} of {len(part)} times"
@@ -54,7 +61,8 @@ def _shares(tested: pd.DataFrame) -> str:
     """What the frozen nets have of each gain in accuracy."""
     rows = tested[tested["control_difference"].notna() & (tested["measure"] == "%") & (tested["difference"] > 0)]
     said = [
-        f"{label(r.left)} over {label(r.right)} in {r.study} {points(r.difference)} and {points(r.control_difference)}"
+        f"{label(r.left)} over {label(r.right)} in {r.study} {_points(r.difference, r.low, r.high)} and "
+        + _points(r.control_difference, r.control_low, r.control_high)
         + (f" ({r.verdict})" if r.verdict != WORDS["statement"][0] else "")
         for r in rows.itertuples()
     ]
@@ -71,3 +79,17 @@ def _open(tested: pd.DataFrame) -> str:
 
 def _count(rows: pd.DataFrame, word: str) -> str:
     return f"{len(rows)} {word}{'s' * (len(rows) != 1)}"
+
+
+def depth_table(shown: pd.DataFrame) -> list[list[str]]:
+    """Of claims.csv as text: a head, then a row for each net and frozen net, a column for each study; or nothing."""
+    rows = shown[shown["family"] == "depth utility"]
+    tested, found = rows["verdict"] != "not tested", {}
+    if not tested.any():
+        return []
+    studies = dict.fromkeys(rows.loc[tested, "study"])
+    for row in rows.itertuples():
+        said = "not tested" if row.verdict == "not tested" else f"{row.difference} {row.verdict.split()[0]}"
+        found.setdefault((row.left, row.right, row.frozen), {})[row.study] = said
+    head = ["trained net", "frozen net", "what learns in it", *studies]
+    return [head, *([*names, *(cells.get(study, NONE) for study in studies)] for names, cells in found.items())]

@@ -1,24 +1,18 @@
-"""READMEs of tables and figures, summaries as HTML: python pages.py results/PRESET figures/PRESET TUNED NAMES
-
-Columns have their meanings in workflow/report/columns.yaml, settings in rankcollapse/config.py. NAMES is JSON.
-"""
+"""READMEs of tables and figures, and summaries as HTML. Columns have their meanings in columns.yaml, settings in config.py."""
 
 import html
-import json
 from pathlib import Path
 
-import numpy as np
 import yaml
 
 from rankcollapse.errors import InputError
 from rankcollapse.experiment import files
+from rankcollapse.experiment.collect import read
 from rankcollapse.experiment.config import Settings
-from rankcollapse.render.tables import read, run
+from rankcollapse.render.text import NONE, shown
 
-ABOUT = yaml.safe_load((Path(__file__).parents[1] / "report" / "columns.yaml").read_text(encoding="utf-8"))
-INTERVALS = [("difference", "low", "high"), ("control_difference", "control_low", "control_high")]
-INTERVALS += [("rest", "rest_low", "rest_high")]
-OVER = {"mean": "mean", "std": "standard deviation"}
+ABOUT = yaml.safe_load(Path(__file__).with_name("columns.yaml").read_text(encoding="utf-8"))
+OVER = {"mean": "mean over n seeds", "std": "standard deviation over n seeds", "finished": "of finished runs alone"}
 STYLE = "* { font: 14px sans-serif; text-align: left; border-color: #ddd } dt { font-weight: bold }"
 
 
@@ -30,8 +24,8 @@ def meaning(column: str) -> str:
         return Settings.model_fields[column].description
     base, _, ending = column.rpartition("_")
     if ending in OVER:
-        return f"{meaning(base)}; {OVER[ending]} over n seeds"
-    raise InputError(f"column {column!r} has no meaning: add it to workflow/report/columns.yaml")
+        return f"{meaning(base)}; {OVER[ending]}"
+    raise InputError(f"column {column!r} has no meaning: add it to {Path('rankcollapse/render/columns.yaml')}")
 
 
 def tables(results: Path, tuned: Path, names: dict) -> str:
@@ -53,41 +47,20 @@ def figures(folder: Path, names: dict) -> str:
     return "\n".join(lines)
 
 
-def number(value: float) -> str:
-    return "–" if np.isnan(value) else np.format_float_positional(value, precision=4, fractional=False, trim="-")
-
-
 def summary(path: Path, names: dict) -> str:
-    """A summary as a page of its own, HTML, with labels for names, and mean ± standard deviation, or a difference and
-    its interval, in one column; columns without a value are left out.
-    """
-    arms = dict.fromkeys(["arm", "left", "right", "control_left", "control_right", "reference"], names["labels"])
-    table = read(path).replace({"study": names["studies"], "dataset": names["datasets"], **arms})
-    for std in table.columns[table.columns.str.endswith("_std")]:
-        base = std.removesuffix("_std")
-        table[f"{base}_mean"] = table[f"{base}_mean"].map(number) + " ± " + table.pop(std).map(number)
-        table = table.rename(columns={f"{base}_mean": base})
-    for mean, low, high in INTERVALS:
-        if mean in table:
-            ends = "[" + table.pop(low).map(number) + ", " + table.pop(high).map(number) + "]"
-            table[mean] = (table[mean].map(number) + " " + ends).where(table[mean].notna())
-    table = table.dropna(axis="columns", how="all")
+    """A summary as a page of its own, HTML, as `shown` has it; columns without a value are left out."""
+    table = shown(read(path), names)
+    table = table.loc[:, (table != NONE).any()]
     if "verdict" in table:  # what is looked for first
         table.insert(0, "verdict", table.pop("verdict"))
-    rows = table.to_html(index=False, na_rep="–", float_format=number)
     columns = "".join(f"<dt>{column}<dd>{html.escape(meaning(column))}" for column in table)
     head = f'<!DOCTYPE html><meta charset="utf-8"><title>{path.stem}</title><style>{STYLE}</style>'
-    return f"{head}{rows}<dl>{columns}</dl>\n"
+    return f"{head}{table.to_html(index=False)}<dl>{columns}</dl>\n"
 
 
-def main(results: str, folder: str, tuned: str, names: str) -> None:
-    words = json.loads(names)
-    files.write_text(f"{results}/README.md", tables(Path(results), Path(tuned), words))
-    files.write_text(f"{folder}/README.md", figures(Path(folder), words))
-    pages = {"tuned": Path(tuned), **{path.stem: path for path in Path(results, "summary").glob("*.csv")}}
-    for name, path in pages.items():
-        files.write_text(f"{results}/pages/{name}.html", summary(path, words))
-
-
-if __name__ == "__main__":
-    run(main)
+def pages(results: Path, folder: Path, tuned: Path, names: dict) -> None:
+    files.write_text(results / "README.md", tables(results, tuned, names))
+    files.write_text(folder / "README.md", figures(folder, names))
+    for path in [tuned, *(results / "summary").glob("*.csv")]:
+        name = "tuned" if path == tuned else path.stem
+        files.write_text(results / "pages" / f"{name}.html", summary(path, names))

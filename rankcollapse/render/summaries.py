@@ -1,42 +1,34 @@
-"""From tidy tables to summaries, verdicts and provenance: python summarise.py results/PRESET paper
+"""From tidy tables to summaries, verdicts and provenance.
 
-Means and standard deviations are over the seeds of finished runs, n of them. Diverged and missing runs are counted
-beside, and an arm without a finished run has its row, with n = 0.
+Means and standard deviations are over the n seeds that count by the rule in tables.py. Diverged and missing runs are
+counted beside, and an arm without a run that counts has its row, with n = 0.
 """
 
 import hashlib
-import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
-from rankcollapse.experiment import config, files
+from rankcollapse.errors import InputError
+from rankcollapse.experiment import files
+from rankcollapse.experiment.collect import write
+from rankcollapse.experiment.config import Settings
 from rankcollapse.render.claims import read_claims, settled
 from rankcollapse.render.findings import findings
-from rankcollapse.render.tables import (
-    ARM,
-    MEASURES,
-    SPECTRUM,
-    Tables,
-    at_steps,
-    finished,
-    last,
-    load,
-    lowest_loss,
-    run,
-    steps_at,
-    write,
-)
+from rankcollapse.render.tables import ARM, ENDED, MEASURES, SPECTRUM, Tables, at_steps, finished, last, load
+from rankcollapse.render.tables import lowest_loss, steps_at
 
 SETTINGS = ["rate", "lr", "weight_decay", "width", "learning_blocks", "rule", "normalization", "optimizer", "update"]
 GENERATED = [":!results", ":!figures", ":!README.md", ":(exclude,glob)paper/*/**"]
+DIGITS = 8  # so many that nothing is rounded twice
 
 
-def spread(table: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame:
+def spread(table: pd.DataFrame, by: list[str], columns: list[str], outcomes: Sequence = ("finished",)) -> pd.DataFrame:
     """n, and each column's mean and standard deviation, as COLUMN_mean and COLUMN_std, in each group that there is."""
-    groups = table.assign(**table[columns].where(table["outcome"] == "finished")).groupby(by, sort=False)
+    groups = table.assign(**table[columns].where(table["outcome"].isin(outcomes))).groupby(by, sort=False)
     parts = {"n": groups[columns[0]].count()}
     for column in columns:
         parts[f"{column}_mean"], parts[f"{column}_std"] = groups[column].mean(), groups[column].std()
@@ -44,12 +36,13 @@ def spread(table: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFra
 
 
 def accuracy(runs: pd.DataFrame, published: list[dict]) -> pd.DataFrame:
-    """Test accuracy in % per arm, beside the paper's where it gives one."""
-    runs = runs.rename(columns={"test_accuracy": "test_percent", "validation_accuracy": "validation_percent"})
-    runs = runs.assign(planned=1, **{name: runs["outcome"] == name for name in ("diverged", "missing")})
+    """Accuracies in % per arm, of all that ended and of what finished alone, beside the paper's where it gives one."""
+    names = {"test_accuracy": "test_percent", "validation_accuracy": "validation_percent"}
+    runs = runs.rename(columns=names).assign(planned=1, **{k: runs["outcome"] == k for k in ("diverged", "missing")})
+    sound = {f"{name}_finished": runs[name].where(runs["outcome"] == "finished") for name in names.values()}
     counts = dict.fromkeys(["planned", "diverged", "missing"], "sum")
     about = runs.groupby(ARM).agg({**counts, **dict.fromkeys(SETTINGS, "first")})
-    table = spread(runs, ARM, ["test_percent", "validation_percent"]).join(about, on=ARM)
+    table = spread(runs.assign(**sound), ARM, [*names.values(), *sound], ENDED).join(about, on=ARM)
     theirs = pd.DataFrame(published, columns=[*ARM[1:], "paper_percent", "paper_source"])
     return table.merge(theirs, how="left", on=ARM[1:])
 
@@ -123,17 +116,27 @@ def commit(root: Path) -> str | None:
     return said[0].strip() + ("-dirty" if said[1] else "")
 
 
-def provenance(runs: pd.DataFrame, plan: dict) -> dict:
+def grid_hash(runs: pd.DataFrame) -> str:
+    """Of what was planned: equal hashes are equal grids, whatever the outcomes, the order, labels and colours."""
+    settings = [key for key in (*Settings.model_fields, "rate") if key in runs and key not in (*ARM, "seed")]
+    # A run that diverged ended early, and a missing one may have no rate yet: of an arm's seeds, what any has.
+    groups = runs.sort_values("seed").groupby(ARM)
+    table = groups.agg({key: "max" if key == "epochs" else "first" for key in settings})
+    table["seeds"] = groups["seed"].agg(lambda seeds: " ".join(map(str, seeds)))
+    return hashlib.sha256(table.to_csv(float_format=f"%.{DIGITS}g").encode()).hexdigest()
+
+
+def provenance(runs: pd.DataFrame, preset: str, title: str) -> dict:
     """What the results stand on: versions, hashes of code and config, machine, dates, seconds."""
-    done, made_by = runs[runs["outcome"] != "missing"], ["device", "python", "rankcollapse", "torch", "code"]
-    configs = json.dumps({name: run["config"] for name, run in plan["runs"].items()}, sort_keys=True)
+    done = runs[runs["outcome"] != "missing"]
+    made_by = ["device", "precision", "python", "rankcollapse", "torch", "code"]
     several = {key: sorted({*values.dropna().astype(str)}) for key, values in done.reindex(columns=made_by).items()}
     return {
-        **{key: plan[key] for key in ("preset", "title")},
+        "preset": preset,
+        "title": title,
         "runs": {"planned": len(runs), **runs["outcome"].value_counts().to_dict()},
         "commit": commit(Path(__file__).resolve().parents[2]),
-        # Of the resolved runs: equal hashes are equal grids, whatever the comments, labels and colours.
-        "config_sha256": hashlib.sha256(configs.encode()).hexdigest(),
+        "config_sha256": grid_hash(runs),
         **{key: values[0] if len(values) == 1 else values for key, values in several.items()},
         "started": done["started"].min(),
         "finished": done["finished"].max(),
@@ -141,22 +144,30 @@ def provenance(runs: pd.DataFrame, plan: dict) -> dict:
     }
 
 
-def main(results: str, paper: str) -> None:
-    tables, published = load(Path(results, "tables")), Path(paper, "published.yaml").read_text(encoding="utf-8")
+def published(path: Path) -> list[dict]:
+    """The paper's accuracies. Raises InputError, one sentence, for a file that does not hold a list of them."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if all({*each} == {*ARM[1:], "paper_percent", "paper_source"} for each in found):
+            return found
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read as a list of the paper's accuracies ({' '.join(str(error).split())})")
+    raise InputError(f"{path}: an entry must have {', '.join(ARM[1:])}, paper_percent and paper_source, and no more")
+
+
+def summarise(results: Path, claims: Path, numbers: Path, title: str) -> None:
+    """Write results/summary and provenance.json, from results/tables alone."""
+    tables = load(results / "tables")
     summaries = {
-        "accuracy": accuracy(tables["runs"], yaml.safe_load(published)),
+        "accuracy": accuracy(tables["runs"], published(numbers)),
         "ranks": ends(tables["ranks"], SPECTRUM, MEASURES),
         "alignment": ends(tables["alignment"], ["quantity", "layer"], ["value"]),
         "norms": ends(tables["norms"], ["quantity", "layer"], ["value"]),
         "progress": progress(tables),
         "cost": cost(tables["runs"]),
-        "claims": settled(read_claims(Path(paper, "claims.yaml")), tables),
+        "claims": settled(read_claims(claims), tables),
     }
     for name, table in summaries.items():
-        write(f"{results}/summary/{name}.csv", table, digits=4)
-    files.write_text(f"{results}/summary/findings.txt", "\n".join(findings(summaries["claims"])) + "\n")
-    files.write_json(f"{results}/provenance.json", provenance(tables["runs"], config.read(f"{results}/plan.json")))
-
-
-if __name__ == "__main__":
-    run(main)
+        write(results / "summary" / f"{name}.csv", table, DIGITS)
+    files.write_text(results / "summary" / "findings.txt", "\n".join(findings(summaries["claims"])) + "\n")
+    files.write_json(results / "provenance.json", provenance(tables["runs"], results.resolve().name, title))

@@ -1,41 +1,27 @@
-"""What a tidy table of collect.py means: its keys, which runs finished, the end of a run, accuracies in %.
+"""What a tidy table of collect.py means: which of its runs count, the end of a run, accuracies in %.
 
-KEYS name a run, ARM what its seeds have in common. Every script reads tables by this module, and starts by `run`.
+KEYS name a run, ARM what its seeds have in common. One rule of divergence for all that is shown: a test accuracy counts
+with the value that the run ended with, be it about chance; all else that was measured in a diverged run counts nowhere.
 """
 
-import gzip
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from rankcollapse.errors import InputError
-from rankcollapse.experiment import files
+from rankcollapse.experiment.collect import KEYS, read
 from rankcollapse.library import ranks
 
-KEYS = ["study", "dataset", "architecture", "arm", "seed"]
 ARM = KEYS[:-1]
 SPECTRUM = ["quantity", "layer", "scope"]
 MEASURES = list(ranks.MEASURES)
 
 # A BP gradient that is smaller, beside its weights, than float32 tells apart is no reference for a cosine.
 FLOOR = 2.0**-23
+ENDED = ["finished", "diverged"]  # the others are missing
 
 Tables = dict[str, pd.DataFrame]
-
-
-def read(path: Path | str) -> pd.DataFrame:
-    """A tidy table or a summary. Names are text, whatever they look like, and only an empty field is missing."""
-    return pd.read_csv(path, dtype=dict.fromkeys([*ARM, *SPECTRUM, "edge"], str), keep_default_na=False, na_values=[""])
-
-
-def write(path: Path | str, table: pd.DataFrame, digits: int) -> None:
-    """A .gz is compressed, with no time stamp or file name inside, so that equal is equal."""
-    text = table.to_csv(index=False, float_format=f"%.{digits}g").encode("utf-8")
-    packed = gzip.compress(text, mtime=0) if str(path).endswith(".gz") else text
-    files.write(path, lambda there: there.write_bytes(packed))
 
 
 def load(folder: Path, tuned: Path | str | None = None) -> Tables:
@@ -43,6 +29,9 @@ def load(folder: Path, tuned: Path | str | None = None) -> Tables:
     `step` the `epoch`. Cosines are as `strike` leaves them.
     """
     tables = {path.name.split(".")[0]: read(path) for path in sorted(Path(folder).glob("*.csv*"))}
+    lacking = sorted({"runs", "epochs", "ranks", "alignment", "norms"} - tables.keys())
+    if lacking:
+        raise InputError(f"{folder} lacks the table of {lacking[0]}: it must be the folder of tables of a preset")
     runs, epochs = tables["runs"], tables["epochs"]
     per_epoch = (epochs["step"] / epochs["epoch"]).groupby([epochs[key] for key in ARM]).first().rename("per_epoch")
     for name, table in tables.items():
@@ -106,8 +95,13 @@ def loss_step(curve: pd.DataFrame, loss: float) -> float:
 
 
 def finished(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of finished runs: diverged and missing ones are counted beside, and are in no mean."""
+    """The rows of finished runs."""
     return table[table["outcome"] == "finished"]
+
+
+def ended(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of finished and of diverged runs: whose accuracies count."""
+    return table[table["outcome"].isin(ENDED)]
 
 
 def last(table: pd.DataFrame, value: str | None = None, by: list[str] | None = None) -> pd.DataFrame:
@@ -122,11 +116,3 @@ def select(table: pd.DataFrame, **wanted: object) -> pd.DataFrame:
     for column, value in wanted.items():
         table = table[table[column] == value]
     return table
-
-
-def run(main: Callable) -> None:
-    """Call a script's main with the words of its command line; of bad input it says one sentence."""
-    try:
-        main(*sys.argv[1:])
-    except InputError as error:
-        sys.exit(str(error))

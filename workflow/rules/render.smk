@@ -30,6 +30,14 @@ wildcard_constraints:
     figure="|".join(TITLES),
 
 
+localrules:
+    summarise,
+    figure,
+    pages,
+    paper,
+    seal,
+
+
 rule summarise:
     """Mean, standard deviation and n over seeds, a verdict on each claim, and the record of what they stand on."""
     input:
@@ -48,7 +56,7 @@ rule summarise:
     params:
         title=GRID.title,
     shell:
-        "python -m rankcollapse.render summarise {RESULTS} --claims {input.claims:q} --published {input.published:q}"
+        f"python -m rankcollapse.render summarise {RESULTS} --claims {{input.claims:q}} --published {{input.published:q}}"
         " --title {params.title:q} 2>&1 | tee {log:q} >&2"
 
 
@@ -74,8 +82,8 @@ rule figure:
     params:
         looks=json.dumps(LOOKS),
     shell:
-        "python -m rankcollapse.render figure {wildcards.figure} --results {RESULTS} --tuned {input.tuned:q}"
-        " --looks {params.looks:q} --out {FIGURES}/{wildcards.figure} 2>&1 | tee {log:q} >&2"
+        f"python -m rankcollapse.render figure {{wildcards.figure}} --results {RESULTS} --tuned {{input.tuned:q}}"
+        f" --looks {{params.looks:q}} --out {FIGURES}/{{wildcards.figure}} 2>&1 | tee {{log:q}} >&2"
 
 
 rule pages:
@@ -105,7 +113,7 @@ rule pages:
     params:
         names=NAMES,
     shell:
-        "python -m rankcollapse.render pages {RESULTS} {FIGURES} --tuned {input.tuned:q} --names {params.names:q}"
+        f"python -m rankcollapse.render pages {RESULTS} {FIGURES} --tuned {{input.tuned:q}} --names {{params.names:q}}"
         " 2>&1 | tee {log:q} >&2"
 
 
@@ -132,8 +140,8 @@ rule paper:
     params:
         names=NAMES,
     shell:
-        "python -m rankcollapse.render paper --text {input.text:q} --names {params.names:q} --results {RESULTS}"
-        " --figures {FIGURES} --out {output} 2>&1 | tee {log:q} >&2"
+        f"python -m rankcollapse.render paper --text {{input.text:q}} --names {{params.names:q}} --results {RESULTS}"
+        f" --figures {FIGURES} --out {{output}} 2>&1 | tee {{log:q}} >&2"
 
 
 RENDERED = [
@@ -159,7 +167,7 @@ rule seal:
     conda:
         "../../envs/render.yaml"
     shell:
-        "python -m rankcollapse seal {RESULTS} {input:q} 2>&1 | tee {log:q} >&2"
+        f"python -m rankcollapse seal {RESULTS} {{input:q}} 2>&1 | tee {{log:q}} >&2"
 
 
 rule render:

@@ -1,20 +1,6 @@
 # The second stage: a job a run, algorithm x architecture x dataset x seed, and the tables of them all.
 
 
-def choices(wildcards):
-    """The table that has the rate of a run, if it is not fixed."""
-    if planned(wildcards).rate == "fixed":
-        return []
-    return ancient(GRID.tuned or checkpoints.tune.get().output[1])  # not for its time: for what it says
-
-
-def finished_runs(wildcards):
-    """run.json of the runs that are to be made, or are there."""
-    if GRID.keep and CANDIDATES:
-        checkpoints.tune.get()  # their identities are known then
-    return wanted(resolved(), TABLES[0])
-
-
 use rule candidate as train with:
     input:
         trained,
@@ -25,6 +11,10 @@ use rule candidate as train with:
         f"{RESULTS}/logs/train/{plan.NAME}.log",
 
 
+localrules:
+    collect,
+
+
 rule collect:
     """A row per run, epoch, spectrum, cosine and norm."""
     input:
@@ -32,7 +22,7 @@ rule collect:
         ours("rankcollapse/library/ranks.py"),  # a new measure tabulates anew, and trains nothing
         ours("rankcollapse/experiment/collect.py"),
     output:
-        [kept(table) for table in TABLES],
+        TABLES,
     log:
         f"{RESULTS}/logs/collect.log",
     conda:
@@ -40,4 +30,4 @@ rule collect:
     params:
         planned=[f"{name}: {run.rate}" for name, run in RUNS.items()],
     shell:
-        "python -m rankcollapse collect {RESULTS} $KEEP 2>&1 | tee {log:q} >&2"
+        f"python -m rankcollapse collect {RESULTS} $KEEP 2>&1 | tee {{log:q}} >&2"

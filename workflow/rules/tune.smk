@@ -1,20 +1,10 @@
 # The first stage: from the candidates of each arm to its choice, results/<preset>/tuned.csv.
 
 
-def trained(wildcards):
-    """The converted set that a run trains on. Not for its time: a set converted anew is the same set."""
-    return ancient(expand(f"{READY}/{{set}}/{{array}}", set=wildcards.dataset, array=datasets.ARRAYS))
-
-
-def threads(wildcards):
-    """CPU threads of a training job. On GPUs of this machine its share of the cores, so that no more run than fit."""
-    places = len(GPUS) * GRID.gpu_slots if DEVICE == "cuda" and workflow.local_exec else 0
-    return max(GRID.threads, machine.cores() // places) if places else GRID.threads
-
-
-def short(wildcards):
-    """The group of a run that takes minutes: on a cluster such share a job, one after the other."""
-    return "short" if workflow.non_local_exec and planned(wildcards).seconds(DEVICE) <= 300 else None
+# On the machine that submits: they are light, and where nodes have no network it has.
+localrules:
+    data,
+    tune,
 
 
 # In each job of a cluster, not in all of them.
@@ -34,7 +24,7 @@ rule data:
         mem_mb=3000,
         runtime=60,
     shell:
-        'python -m rankcollapse data {wildcards.dataset} --data-dir "$DATA_DIR" --ready {READY} $NO_DOWNLOAD'
+        f'python -m rankcollapse data {{wildcards.dataset}} --data-dir "$DATA_DIR" --ready {READY} $NO_DOWNLOAD'
         " 2>&1 | tee {log:q} >&2"
 
 
@@ -63,16 +53,16 @@ rule candidate:
         folder=lambda wildcards, output: os.path.dirname(output[0]),
         identity=identity,
     shell:
-        "python -m rankcollapse train {PLAN} --run {params.run} --out {params.folder} --threads {GRID.threads} $FRESH"
+        f"python -m rankcollapse train {PLAN} --run {{params.run}} --out {{params.folder}} --threads {GRID.threads} $FRESH"
         " 2>&1 | tee {log:q} >&2"
 
 
 checkpoint tune:
     """All candidates and choices of this preset as one table. After it, it is seen anew which runs are to be trained."""
     input:
-        lambda wildcards: wanted(CANDIDATES, f"{RESULTS}/candidates.csv"),
+        lambda wildcards: wanted(CANDIDATES, "candidates.csv"),
     output:
-        kept(f"{RESULTS}/candidates.csv"),
+        f"{RESULTS}/candidates.csv",
         f"{RESULTS}/tuned.csv",
     log:
         f"{RESULTS}/logs/tune.log",
@@ -81,4 +71,4 @@ checkpoint tune:
     params:
         planned=[run.identity for run in CANDIDATES.values()],
     shell:
-        "python -m rankcollapse tune {RESULTS} $KEEP 2>&1 | tee {log:q} >&2"
+        f"python -m rankcollapse tune {RESULTS} $KEEP 2>&1 | tee {{log:q}} >&2"

@@ -1,16 +1,23 @@
-"""The figures, a module each: its docstring begins with its number and title."""
+"""The figures, a module each, whose docstring begins with its number and title: `9. Tuning.`
+
+A module has SHOWN, the runs it shows, as a query on runs.csv; SPREAD, what in it shows ± 1 standard deviation over
+seeds, "" for nothing, None if its caption says itself what it stands on; OVER, which of the runs its means are over, if
+not `finished`; data(tables), the tidy table that it is drawn from; draw(table, looks), which returns its grid; and
+caption(table), whole sentences. drawing.figure makes the files of it.
+"""
 
 import ast
 from pathlib import Path
 
+from rankcollapse.errors import InputError
+
 
 def titles() -> dict[str, str]:
-    """The figures by name, in their order, with their titles."""
+    """Each figure's number and title, by the name of its module, in order. Imports none of them."""
     found = {}
-    for path in Path(__file__).parent.glob("[a-z]*.py"):
-        doc = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
-        number, _, title = doc.partition(". ")
-        if not number.isdigit():
-            raise ValueError(f"{path.name}: its docstring must begin with its number and title, as in `9. Title.`")
-        found[path.stem] = int(number), doc.rstrip(".")
-    return {name: title for name, (_, title) in sorted(found.items(), key=lambda item: item[1][0])}
+    for path in Path(__file__).parent.glob("[!_]*.py"):
+        head = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
+        if not head.split(".")[0].isdigit():
+            raise InputError(f"{path.name}: its docstring must begin with its number and title, as in `9. Title.`")
+        found[path.stem] = head.rstrip(".")
+    return dict(sorted(found.items(), key=lambda item: int(item[1].split(".")[0])))

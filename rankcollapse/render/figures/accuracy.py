@@ -7,9 +7,11 @@ from pandas import DataFrame
 from seaborn import FacetGrid
 
 from rankcollapse.render import drawing
-from rankcollapse.render.tables import Tables, finished
+from rankcollapse.render.tables import Tables, ended
 
 SHOWN = "not (intervention or ladder)"
+SPREAD = "bars"
+OVER = ended
 
 
 def data(tables: Tables) -> DataFrame:
@@ -24,10 +26,6 @@ def draw(table: DataFrame, looks: dict) -> FacetGrid:
 
 
 def caption(table: DataFrame) -> str:
-    panels = finished(table).groupby("panel", sort=False)
-    parts = [f"{panel}: {drawing.under(part, 'test_accuracy', 1)}" for panel, part in panels]
-    return f"Test accuracy, in %; a point is a run; dotted: chance; –: no finished run. {'; '.join(parts)}."
-
-
-if __name__ == "__main__":
-    drawing.main(__doc__, SHOWN, data, draw, caption, "bars")
+    panels = ended(table).groupby("panel", sort=False)
+    parts = [f"{panel}: {drawing.under(part, 'test_accuracy')}" for panel, part in panels]
+    return f"Test accuracy, in %; {drawing.MARKED}; dotted: chance; –: no run. {'; '.join(parts)}."

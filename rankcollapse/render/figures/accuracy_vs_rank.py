@@ -9,8 +9,10 @@ from seaborn import FacetGrid
 
 from rankcollapse.render import drawing
 from rankcollapse.render.tables import KEYS, Tables, finished, last, select
+from rankcollapse.render.text import number
 
 SHOWN = "not (ladder or control)"
+SPREAD = ""
 MEASURE = "entropy_s2"
 
 
@@ -32,13 +34,9 @@ def draw(table: DataFrame, looks: dict) -> FacetGrid:
 def caption(table: DataFrame) -> str:
     panels = finished(table).groupby("panel", sort=False)
     rhos = [(panel, part[MEASURE].corr(part["test_accuracy"], "spearman"), len(part)) for panel, part in panels]
-    words = [f"{rho:.2f} ({panel}, n = {n})" for panel, rho, n in rhos if n > 2]
+    words = [f"{number(rho)} ({panel}, n = {n})" for panel, rho, n in rhos if n > 2]
     return (
         f"Test accuracy against the effective rank ({drawing.MEASURES[MEASURE]}) of all gradients kept from a run, "
-        f"whole net; a point is a run; dotted: chance. Spearman's ρ over these runs: "
+        f"whole net; {drawing.MARKED}, which counts not here; dotted: chance. Spearman's ρ over these runs: "
         f"{', '.join(words) or 'too few runs'}."
     )
-
-
-if __name__ == "__main__":
-    drawing.main(__doc__, SHOWN, data, draw, caption, "")

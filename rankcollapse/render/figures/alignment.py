@@ -13,8 +13,10 @@ from seaborn import FacetGrid
 from rankcollapse.render import drawing
 from rankcollapse.render.drawing import last_hidden
 from rankcollapse.render.tables import FLOOR, KEYS, Tables, finished, last, select
+from rankcollapse.render.text import number, over
 
 SHOWN = "(aligned or rule == 'bp') and not (intervention or ladder or control)"
+SPREAD = "bands"
 COSINES = ["cos(W, B)", "cos(∇, ∇BP)"]
 SIZES = ["‖∇BP‖ / ‖W‖", "rms activation", "‖W‖ / at start"]
 OF = ["panel", "quantity", "layer"]
@@ -73,7 +75,7 @@ def caption(table: DataFrame) -> str:
     gradients = finished(select(table, quantity="gradient"))
     here = select(drawing.first(table), quantity="gradient", layer="all")
     ends = last(here, "value").groupby("arm", sort=False)
-    values = [f"{arm} {drawing.mean_std(mine['value'], 2)} ({mine['own'].iloc[0]:.2f})" for arm, mine in ends]
+    values = [f"{arm} {over(mine['value'])} ({number(*mine['own'].iloc[[0, 0]])})" for arm, mine in ends]
     return (
         f"Cosine of forward and feedback weights (W, B), and of an arm's gradient and the BP gradient of one batch (∇, "
         f"∇BP). Grey: the same with an untrained B, drawn anew at every probe, mean ± 2 standard deviations over all "
@@ -83,7 +85,3 @@ def caption(table: DataFrame) -> str:
         f"geometric means. {drawing.first(table)['panel'].iloc[0]}, gradients of the whole net after training, and in "
         f"brackets the deviation of the arm's own null over training: {', '.join(values) or 'none'}."
     )
-
-
-if __name__ == "__main__":
-    drawing.main(__doc__, SHOWN, data, draw, caption)

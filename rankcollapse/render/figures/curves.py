@@ -11,6 +11,7 @@ from rankcollapse.render import drawing
 from rankcollapse.render.tables import Tables, last, select
 
 SHOWN = "not (intervention or ladder or control)"
+SPREAD = "bands"
 HEADS = {"train_loss": "training loss", "validation_accuracy": "accuracy, %"}
 
 
@@ -32,9 +33,5 @@ def caption(table: DataFrame) -> str:
     ends = last(select(drawing.first(table), head=HEADS["train_loss"]), "value")
     return (
         f"Training loss, in nats, and validation accuracy (dotted: chance). {ends['panel'].iloc[0]}, "
-        f"after {ends['epoch'].max()} epochs: training loss {drawing.under(ends, 'value', 2)}."
+        f"after {ends['epoch'].max()} epochs: training loss {drawing.under(ends, 'value')}."
     )
-
-
-if __name__ == "__main__":
-    drawing.main(__doc__, SHOWN, data, draw, caption)

@@ -8,9 +8,12 @@ from pandas import DataFrame, concat
 from seaborn import FacetGrid
 
 from rankcollapse.render import drawing
-from rankcollapse.render.tables import Tables, finished, select
+from rankcollapse.render.tables import Tables, ended, select
+from rankcollapse.render.text import over
 
 SHOWN = "laddered and not intervention"
+SPREAD = "bands"
+OVER = ended
 KIND = ["panel", "optimizer", "normalization"]  # what the frozen net that is k = 0 shares with a ladder
 
 
@@ -31,10 +34,10 @@ def draw(table: DataFrame, looks: dict) -> FacetGrid:
     grid = drawing.facets(table, 2.1, sharey=False)
     drawing.share(grid, "dataset")
     for axes, part in drawing.cells(grid):  # before the lines, which settle the limits
-        for arm, mine in finished(part[part["k"].isna()]).groupby("arm", sort=False)["test_accuracy"]:
+        for arm, mine in ended(part[part["k"].isna()]).groupby("arm", sort=False)["test_accuracy"]:
             look = {"color": looks["palette"][arm], "dashes": looks["dashes"][arm] or (None, None)}
             axes.axhline(mine.mean(), linewidth=1, zorder=1, **look)
-    drawing.lines(grid, "k", "test_accuracy", looks)
+    drawing.lines(grid, "k", "test_accuracy", looks, OVER)
     for axes, part in drawing.cells(grid):
         ticks = sorted(part["k"].dropna().unique())
         axes.set_xticks(ticks, ["all" if k == part["blocks"].iloc[0] else f"{k:.0f}" for k in ticks])
@@ -43,16 +46,11 @@ def draw(table: DataFrame, looks: dict) -> FacetGrid:
 
 def caption(table: DataFrame) -> str:
     parts = []
-    for arm, mine in drawing.first(table).groupby("arm", sort=False):
-        ks = mine.groupby("k")["test_accuracy"]
-        values = [f"{drawing.mean_std(values, 1)} with {k:.0f}" for k, values in ks]
-        parts.append(f"{arm} {', '.join(values) or drawing.mean_std(mine['test_accuracy'], 1)}")
+    for arm, mine in drawing.first(table, OVER).groupby("arm", sort=False):
+        values = [f"{over(values)} with {k:.0f}" for k, values in mine.groupby("k")["test_accuracy"]]
+        parts.append(f"{arm} {', '.join(values) or over(mine['test_accuracy'])}")
     return (
         f"Test accuracy, in %, against the number of blocks that learn, counted from the classifier, others as "
         f"initialised; 0: the classifier alone. Horizontal: the norm parameters of all blocks learn too, and no hidden "
         f"weight. {drawing.first(table)['panel'].iloc[0]}: {'; '.join(parts)}."
     )
-
-
-if __name__ == "__main__":
-    drawing.main(__doc__, SHOWN, data, draw, caption)

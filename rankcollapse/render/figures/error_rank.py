@@ -11,6 +11,7 @@ from rankcollapse.render import drawing
 from rankcollapse.render.tables import Tables, last, select
 
 SHOWN = "not (intervention or ladder or control) and optimizer != 'muon'"
+SPREAD = "bands"
 MEASURE = "entropy_s"  # Roy and Vetterli's own; with squares the pooled errors hardly differ between arms
 LAYERS = 5  # panels of layers in a strip
 
@@ -37,7 +38,3 @@ def caption(table: DataFrame) -> str:
         f"{ends['panel'].iloc[0]}, after training: {drawing.under(lowest, MEASURE)} in the first layer, "
         f"{drawing.under(pooled, MEASURE)} for the pooled errors."
     )
-
-
-if __name__ == "__main__":
-    drawing.main(__doc__, SHOWN, data, draw, caption)

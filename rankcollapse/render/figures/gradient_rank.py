@@ -11,6 +11,7 @@ from rankcollapse.render import drawing
 from rankcollapse.render.tables import KEYS, Tables, last, select
 
 SHOWN = "not (intervention or ladder or control)"
+SPREAD = "bands"
 HEADS = {"cumulative": "first T gradients", "window": "latest gradients"}
 MEASURE = "entropy_s2"  # the one that gives the paper's picture
 
@@ -37,7 +38,3 @@ def caption(table: DataFrame) -> str:
         f"and of the latest {windows or '–'}. {ends['panel'].iloc[0]}, T = {ends['T'].max()}: "
         f"{drawing.under(ends, MEASURE)}."
     )
-
-
-if __name__ == "__main__":
-    drawing.main(__doc__, SHOWN, data, draw, caption)

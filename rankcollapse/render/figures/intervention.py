@@ -8,9 +8,12 @@ from pandas import DataFrame
 from seaborn import FacetGrid
 
 from rankcollapse.render import drawing
-from rankcollapse.render.tables import ARM, Tables
+from rankcollapse.render.tables import ARM, Tables, ended
+from rankcollapse.render.text import over
 
 SHOWN = "intervention and not ladder"
+SPREAD = "bars"
+OVER = ended
 UPDATES = ["top_r", "full", "full_rank"]
 
 
@@ -27,13 +30,9 @@ def draw(table: DataFrame, looks: dict) -> FacetGrid:
 
 
 def caption(table: DataFrame) -> str:
-    here = drawing.first(table)
-    values = [f"{arm} {drawing.mean_std(mine['test_accuracy'], 1)}" for arm, mine in here.groupby("arm", sort=False)]
+    here = drawing.first(table, OVER)
+    values = [f"{arm} {over(mine['test_accuracy'])}" for arm, mine in here.groupby("arm", sort=False)]
     return (
-        f"Test accuracy against the rank of the updates; a point is a run; dotted: chance; –: no finished run. "
+        f"Test accuracy against the rank of the updates; {drawing.MARKED}; dotted: chance; –: no run. "
         f"{here['panel'].iloc[0]}, %: {'; '.join(values)}."
     )
-
-
-if __name__ == "__main__":
-    drawing.main(__doc__, SHOWN, data, draw, caption, "bars")

@@ -13,6 +13,7 @@ from rankcollapse.render import drawing
 from rankcollapse.render.tables import ARM, KEYS, Tables, finished, loss_step, select
 
 SHOWN = "not (intervention or ladder or control)"
+SPREAD = "bands"
 LOSSES = 40  # along the axis of a panel, down from that of a guess
 
 
@@ -56,7 +57,3 @@ def caption(table: DataFrame) -> str:
         f"net ({drawing.MEASURES['entropy_s2']}), and of errors, activations and updates "
         f"({drawing.MEASURES['entropy_s']})."
     )
-
-
-if __name__ == "__main__":
-    drawing.main(__doc__, SHOWN, data, draw, caption)

@@ -13,6 +13,7 @@ from rankcollapse.render import drawing
 from rankcollapse.render.tables import Tables, last, select
 
 SHOWN = "not (intervention or ladder or control) and (rule != 'bp' or optimizer == 'sgd')"
+SPREAD = "bands"
 MEASURE = "entropy_s2"
 HEADS = {"errors, pooled": ("error", "pooled"), "activations": ("activation", "batch"), "updates": ("update", "step")}
 
@@ -47,7 +48,3 @@ def caption(table: DataFrame) -> str:
         f"Effective rank ({drawing.MEASURES[MEASURE]}, logarithmic axis) at the end of training. "
         f"{layer['panel'].iloc[0]}, {layer['name'].iloc[0]}: {'; '.join(parts)}."
     )
-
-
-if __name__ == "__main__":
-    drawing.main(__doc__, SHOWN, data, draw, caption)

@@ -10,8 +10,10 @@ from seaborn import FacetGrid
 
 from rankcollapse.render import drawing
 from rankcollapse.render.tables import Tables, finished, select
+from rankcollapse.render.text import number
 
 SHOWN = "rate == 'tuned'"
+SPREAD = None
 NAMES = {"sgd": "SGD", "muon": "Muon"}
 
 
@@ -49,7 +51,8 @@ def caption(table: DataFrame) -> str:
     epochs, seeds = (" to ".join(map(str, sorted({*table[column].agg(["min", "max"])}))) for column in ("epochs", "n"))
     spread = ", mean ± 1 standard deviation" if table["std"].notna().any() else ""
     best, checked = select(table, chosen=True), table.dropna(subset="full_percent")
-    tops = checked.loc[checked.groupby(["panel", "arm"])["full_percent"].idxmax()]
+    tops = checked.groupby(["panel", "arm"])["full_percent"].max()
+    behind = tops - checked[checked["chosen"]].groupby(["panel", "arm"])["full_percent"].max()
     ends = best[best["edge"] != ""].groupby(["panel", "edge"], sort=False)["arm"]
     edges = [f"{panel}, {edge}: {', '.join(arms)}" for (panel, edge), arms in ends]
     return (
@@ -58,12 +61,6 @@ def caption(table: DataFrame) -> str:
         f"the {len(select(table, outcome='diverged'))} that diverged with a seed, and so are never chosen. Unjoined: "
         f"other weight decays than the middle one. Dotted: chance. Choices at an end of the values tried: "
         f"{'; '.join(edges) or 'none'}."
-        + (
-            f" Trained to full length, the choice is best in {tops['chosen'].sum()} of {len(tops)} arms."
-            * bool(len(tops))
-        )
+        + f" Trained to full length, the choice is best in {(behind == 0).sum()} of {len(tops)} arms, and at most "
+        f"{number(behind.max())} points below the best." * bool(len(tops))
     )
-
-
-if __name__ == "__main__":
-    drawing.main(__doc__, SHOWN, data, draw, caption, None)
