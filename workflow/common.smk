@@ -283,7 +283,11 @@ def mend():
         altered = f"{what} since it was sealed" if what == "altered" else what
         print(f"{path} is {altered}: it is made again", file=sys.stderr)
     for target in {target for target, _, _ in found if target.exists()}:
-        os.replace(target, f"{target}.damaged")
+        try:
+            os.replace(target, f"{target}.damaged")
+        except OSError as error:
+            what = f"{target} cannot be moved aside ({error.strerror})"
+            raise WorkflowError(f"{what}: mend that, and run the same command again")
     tables = [Path(table) for table in (*TABLES, f"{RESULTS}/candidates.csv") if os.path.exists(table)]
     for table in tables if GRID.keep else ():
         files.write_bytes(f"{KEPT}/{table.name}", table.read_bytes())
