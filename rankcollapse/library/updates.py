@@ -68,8 +68,8 @@ def full_rank(update: Tensor, norm: str) -> Tensor:
 def _left(update: Tensor) -> tuple[Tensor, Tensor]:
     """Singular values of a matrix [m, n], m ≤ n, ascending, over its largest entry, and left singular vectors [m, m].
 
-    In float64, by the Gram matrix, much faster than an SVD. NaN all through of a diverged update, so that the loss tells
-    and the run is recorded as diverged.
+    In float64, by the Gram matrix, much faster than an SVD. NaN all through of a diverged update, so that the loss
+    shows it and the run is recorded as diverged.
     """
     matrix, _ = spectra.scaled(update)
     squares, left = spectra.eigen(matrix @ matrix.t())
