@@ -63,10 +63,9 @@ studies:
     cost: {cpu: 10000, cuda: 10000, mem_mb: 1500, disk_mb: 0.1}
 """
 SNAKEMAKE = (sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "overlay.yaml")
-STAGES = {  # the jobs in their order: what their process is called, and about how many processor seconds it takes
-    "training": ("^train ", 3.0), "tune": ("^tune ", 0.15), "tables": ("^collect ", 0.2),
-    "summaries": ("^summarise ", 0.9), "figure": ("^figure ", 0.6), "pages": ("^pages ", 0.2),
-    "paper": ("^paper ", 0.2), "seal": ("^seal ", 0.1),
+STAGES = {  # the jobs in their order: how the name of their process begins, and their processor seconds, about
+    "training": ("train ", 3.0), "tune": ("tune ", 0.15), "tables": ("collect ", 0.2), "summaries": ("summarise ", 0.9),
+    "figure": ("figure ", 0.6), "pages": ("pages ", 0.2), "paper": ("paper ", 0.2), "seal": ("seal ", 0.1),
 }  # fmt: skip
 # In these two undisturbed calls differ: times, costs, and the hashes of what holds them.
 VARYING = {"seconds", "train_seconds", "probe_seconds", "run_seconds", "images_per_second", "memory_mb", "resumed"}
@@ -132,20 +131,16 @@ class Call:
 
     def __init__(self, folder: Path, command: tuple):
         self.said, self.log = "", tempfile.TemporaryFile()  # noqa: SIM115
-        env = {**os.environ, "PYTHONPATH": str(folder)}
-        self.process = subprocess.Popen(
-            command, cwd=folder, env=env, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        how = {"cwd": folder, "env": {**os.environ, "PYTHONPATH": str(folder)}, "start_new_session": True}
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT, **how)
 
-    def members(self, stage: str = "") -> list[int]:
-        """All its processes that live, or those of one stage."""
+    def members(self, name: str = "") -> list[int]:
+        """Its processes that live and are called that, as warm.py names its forks."""
         found = []
         for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
             with suppress(OSError):
-                if os.getsid(pid) == self.process.pid:
-                    name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8")  # as warm.py names its forks
-                    if not stage or re.search(STAGES[stage][0], name):
-                        found.append(pid)
+                if os.getsid(pid) == self.process.pid and Path(f"/proc/{pid}/comm").read_text().startswith(name):
+                    found.append(pid)
         return found
 
     def end(self) -> int:
@@ -364,7 +359,7 @@ class Project:
     def strike(self, call: Call, fault: Fault) -> dict[str, tuple] | None:
         """Do it when its moment has come; what could be lost by it. None if the command has ended before."""
         while call.process.poll() is None:
-            for pid in call.members(fault.where):
+            for pid in call.members(STAGES[fault.where][0]):
                 due = self.writes(pid) if fault.moment is None else used(pid) >= fault.moment * STAGES[fault.where][1]
                 with suppress(ProcessLookupError):
                     if due:
