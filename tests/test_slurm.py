@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,10 +23,20 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_workflow import FIGURES, ROOT, copy_project, snakemake
+from test_workflow import ROOT, copy_project, overlay, planned, snakemake
 
-HERE = ROOT / "tests" / "slurm"
-SLURM = "--workflow-profile profiles/slurm --slurm-init-seconds-before-status-checks 3 --latency-wait 10".split()  # noqa: SIM905
+PROFILE = ["--workflow-profile", "profiles/slurm"]
+SQUEUE = ["--slurm-status-command", "squeue"]
+SLURM = [*PROFILE, *SQUEUE, "--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "10"]
+TINY = ["results/tiny/tables/runs.csv", "--configfile", "tests/tiny.yaml", "auto.yaml"]
+LONG = ["--configfile", "tests/slurm/faults.yaml"]
+# What a node with another processor and another Python would make of the grid by itself.
+ELSEWHERE = """
+import os
+if "SLURM_JOB_ID" in os.environ:
+    identity = lambda config, asked=None: "another"
+    precision = lambda device, dataset: "bfloat16"
+"""
 
 pytestmark = pytest.mark.slurm
 
@@ -42,8 +53,9 @@ class Call:
         with open(self.folder / "said.txt", "a", encoding="utf-8") as log:
             self.process = subprocess.Popen(self.command, cwd=self.folder, env=self.env, stdout=log, stderr=log)
 
-    def said(self) -> str:
-        return (self.folder / "said.txt").read_text(encoding="utf-8", errors="replace")
+    def text(self, path: str) -> str:
+        found = self.folder / path
+        return found.read_text(encoding="utf-8", errors="replace") if found.exists() else ""
 
     def run(self, command: str) -> str:
         return subprocess.run(shlex.split(command), env=self.env, capture_output=True, text=True, check=True).stdout
@@ -54,36 +66,41 @@ class Call:
         rows = (line.split("|") for line in lines)
         return {job: comment for job, comment, folder in rows if folder == str(self.folder)}
 
-    def processes(self) -> dict[int, list[bytes]]:
+    def asked(self) -> list[str]:
+        """What SLURM knows of each."""
+        return [self.run(f"scontrol show job {job}") for job in self.jobs()]
+
+    def processes(self) -> dict[int, str]:
         """The commands of all that runs in the folder, by process id."""
         found = {}
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # it has ended meanwhile
                 if os.readlink(process / "cwd") == str(self.folder):
-                    found[int(process.name)] = (process / "cmdline").read_bytes().split(b"\0")
+                    found[int(process.name)] = (process / "cmdline").read_text(encoding="utf-8").replace("\0", " ")
         return found
 
-    def training(self) -> list[int]:
-        """The processes that train for this call."""
-        train = [b"-m", b"rankcollapse", b"train"]
-        return [pid for pid, command in self.processes().items() if command[1:4] == train]
-
-    def wait(self, what: Callable, seconds: float = 400):
+    def wait(self, what: Callable):
         """What `what` returns, once that is true."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + 400
         while not (found := what()):
-            assert self.process.poll() is None, f"Snakemake has ended:\n{self.said()[-3000:]}"
-            assert time.monotonic() < end, f"waited in vain:\n{self.said()[-3000:]}"
+            assert self.process.poll() is None, f"Snakemake has ended:\n{self.text('said.txt')[-3000:]}"
+            assert time.monotonic() < end, f"waited in vain:\n{self.text('said.txt')[-3000:]}"
             time.sleep(0.3)
         return found
 
-    def saved(self) -> set[Path]:
-        """Where state has been saved."""
-        return {path.parent for path in self.folder.glob("results/faults/runs/*/*/*/*/state/*/step*.pt")}
+    def midway(self, count: int = 1) -> list[int]:
+        """The processes of so many runs, once these have saved their state: they are held there."""
 
-    def midway(self) -> None:
-        """Until a run trains and has saved its state."""
-        self.wait(lambda: self.saved() and self.training())
+        def held() -> list[int]:
+            found = []
+            for pid, command in self.processes().items():
+                out = re.search(r"python\S* -m rankcollapse train .* --out (\S+)", command)
+                if out and not self.text(f"{out[1]}/run.json") and [*self.folder.glob(f"{out[1]}/state/*/step*.pt")]:
+                    os.kill(pid, signal.SIGSTOP)
+                    found.append(pid)
+            return found if len(found) == count else []
+
+        return self.wait(held)
 
     def daemon(self, name: str) -> int:
         """The process id of one of SLURM's."""
@@ -93,24 +110,17 @@ class Call:
 # ---- what happens to a call ----
 
 
-def nothing(call: Call) -> None:
-    pass
-
-
 def scancel(call: Call) -> None:
     """While two runs train at once, each with its GPU: that is noted, for a test to judge."""
-    call.wait(lambda: len(call.saved()) == len(call.training()) == 2)
-    environments = [Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in call.training()]
-    call.seen = [[word for word in words if word.startswith(b"CUDA_VISIBLE_DEVICES=")] for words in environments]
-    call.asked = [call.run(f"scontrol show job {job}") for job in call.jobs("running")]
+    environments = [Path(f"/proc/{pid}/environ").read_text(encoding="utf-8") for pid in call.midway(2)]
+    call.seen = [re.search(r"\0CUDA_VISIBLE_DEVICES=([^\0]*)", text)[1] for text in environments]
     call.run(f"scancel {' '.join(call.jobs('running'))}")
 
 
 def kill_training(call: Call) -> None:
     """Of the second run of a job, when the first has ended."""
     call.wait(lambda: [*call.folder.glob("results/faults/runs/shared/*/*/*/run.json")])
-    call.midway()
-    os.kill(call.training()[0], signal.SIGKILL)
+    os.kill(call.midway()[0], signal.SIGKILL)
 
 
 def drain(call: Call) -> None:
@@ -123,45 +133,19 @@ def drain(call: Call) -> None:
 
 
 def lose_node(call: Call) -> None:
-    """A node hangs, daemon and process, and is given up; it is back when a retry has begun elsewhere: two writers."""
-    call.midway()
-    (old,), (job,) = call.training(), call.jobs("running")
+    """A node hangs, daemon and process, and is given up; its process goes on when a retry waits for it elsewhere."""
+    (old,), (job,) = call.midway(), call.jobs("running")
     node = call.run(f"squeue --noheader --jobs={job} --format=%N").strip()
     os.kill(call.daemon(f"slurmd-{node}"), signal.SIGKILL)
-    os.kill(old, signal.SIGSTOP)
     call.run(f"scontrol update nodename={node} state=down reason=test")
-    call.wait(lambda: len(call.training()) == 2)
+    call.wait(lambda: "is being written by another process: waiting" in call.text(LOG))
     os.kill(old, signal.SIGCONT)
-    call.run(f"slurmd -N {node}")
-    call.run(f"scontrol update nodename={node} state=resume")
 
 
 def reach_wall_time(call: Call) -> None:
     """The run is held, as if it took long. Before its two minutes are over SLURM wakes it, with the SIGTERM to save."""
-    log = call.folder / "results/faults/logs/train/alone/digits/bp/seed0.log"
-    call.wait(lambda: log.exists() and re.search("step [1-9]", log.read_text(encoding="utf-8")))
-    (pid,) = call.training()
-    os.kill(pid, signal.SIGSTOP)
-    call.wait(lambda: "stopped at step" in log.read_text(encoding="utf-8"))
-
-
-def restart_slurmctld(call: Call) -> None:
-    """All calls notice."""
     call.midway()
-    os.kill(call.daemon("slurmctld"), signal.SIGTERM)
-    time.sleep(5)
-    call.run("slurmctld")
-
-
-def kill_snakemake(call: Call) -> None:
-    """While one of its jobs trains, held so as not to end meanwhile, and one is queued; then it is called again."""
-    call.midway()
-    os.kill(call.training()[0], signal.SIGSTOP)
-    assert (len(call.jobs("running")), len(call.jobs("pending"))) == (1, 1)
-    call.process.kill()
-    call.process.wait()
-    call.start()
-    call.wait(lambda: "2 jobs of a Snakemake that was killed are cancelled" in call.said())
+    call.wait(lambda: "stopped at step" in call.text(LOG))
 
 
 def preempt(call: Call) -> None:
@@ -171,39 +155,55 @@ def preempt(call: Call) -> None:
     call.wait(lambda: call.jobs("preempted"))
 
 
-def runs(study: str, *names: str) -> list[str]:
-    return [f"results/faults/runs/{study}/digits/{name}/run.json" for name in names]
+def restart_slurmctld(call: Call) -> None:
+    """All calls notice."""
+    (pid,) = call.midway()
+    os.kill(call.daemon("slurmctld"), signal.SIGTERM)
+    time.sleep(5)
+    call.run("slurmctld")
+    os.kill(pid, signal.SIGCONT)
 
 
-ONE, BOTH = runs("alone", "bp/seed0"), runs("alone", "bp/seed0", "bp/seed1")
-SHORT = "--config save_minutes=60 --set-resources train:runtime=2 --default-resources slurm_extra='--signal=TERM@30'"
-# By name: what happens, the runs that are asked for, whether one of them is resumed, and arguments of the call.
+def kill_snakemake(call: Call) -> None:
+    """While one of its jobs trains and one is queued; then it is called again."""
+    call.midway()
+    assert (len(call.jobs("running")), len(call.jobs("pending"))) == (1, 1)
+    call.process.kill()
+    call.process.wait()
+    call.start()
+    call.wait(lambda: "2 jobs of a Snakemake that was killed are cancelled" in call.text("said.txt"))
+
+
+RUN, LOG = "results/faults/runs/{}/digits/bp/seed{}/run.json", "results/faults/logs/train/alone/digits/bp/seed0.log"
+ONE, BOTH = [RUN.format("alone", 0)], [RUN.format("alone", seed) for seed in (0, 1)]
+SHARED = [RUN.format("shared", seed) for seed in (0, 1)]
+GPU, WHERE = "--set-resources train:gpu=1", "--default-resources slurm_partition="
+WALL = "--set-resources train:runtime=2 --default-resources slurm_extra=\"'--signal=TERM@30'\""
+# By name: what happens, the runs that are asked for, how often one of them is resumed, and arguments of the call.
 FAULTS = {
-    "scancel": (scancel, BOTH, True, "--config device=auto"),
-    "training killed in a shared job": (kill_training, runs("shared", "bp/seed0", "bp/seed1"), True, ""),
-    "node drained and resumed": (drain, ONE, True, "--default-resources slurm_partition=lone"),
-    # The first process may be the one that ends the run.
-    "node down, its process alive": (lose_node, ONE, None, "--default-resources slurm_partition=pair"),
-    "wall time reached": (reach_wall_time, ONE, True, SHORT),
-    "preempted": (preempt, ONE, True, "--default-resources slurm_partition=yielding"),
-    "slurmctld restarted": (restart_slurmctld, ONE, False, ""),
-    "Snakemake killed": (kill_snakemake, BOTH, True, "--default-resources slurm_partition=narrow"),
+    "scancel": (scancel, BOTH, 2, GPU),
+    "training killed in a shared job": (kill_training, SHARED, 1, f"{GPU} --config tuned=tests/slurm/tuned.csv"),
+    "node drained and resumed": (drain, ONE, 1, f"{WHERE}lone"),
+    "node down, its process alive": (lose_node, ONE, 0, f"{WHERE}pair"),
+    "wall time reached": (reach_wall_time, ONE, 1, WALL),
+    "preempted": (preempt, ONE, 1, f"{WHERE}yielding"),
+    "slurmctld restarted": (restart_slurmctld, ONE, 0, ""),
+    "Snakemake killed": (kill_snakemake, BOTH, 1, f"{WHERE}narrow"),
 }
 
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory):
     """The environment of whoever speaks to the SLURM of these tests."""
-    folder = tmp_path_factory.mktemp("slurm")
+    folder, here = tmp_path_factory.mktemp("slurm"), ROOT / "tests/slurm"
     try:
-        started = subprocess.run([HERE / "start.sh", folder], capture_output=True, text=True)
+        started = subprocess.run([here / "start.sh", folder], capture_output=True, text=True)
         if started.returncode == 77:
             pytest.skip(started.stdout.strip())
         assert started.returncode == 0, started.stdout + started.stderr
-        found = {"SLURM_CONF": f"{folder}/slurm.conf", "PATH": f"{folder}/bin:{os.environ['PATH']}"}
-        yield {**os.environ, **found, "CUDA_VISIBLE_DEVICES": "0"}  # what this machine has is no limit for the nodes
+        yield {**os.environ, "SLURM_CONF": f"{folder}/slurm.conf", "PATH": f"{folder}/bin:{os.environ['PATH']}"}
     finally:
-        subprocess.run([HERE / "stop.sh", folder], check=True)
+        subprocess.run([here / "stop.sh", folder], check=True)
 
 
 @pytest.fixture(scope="module")
@@ -212,23 +212,21 @@ def calls(env, tmp_path_factory):
     root, going = tmp_path_factory.mktemp("calls"), []
     project = copy_project(root / "project")
     subprocess.run([sys.executable, "-m", "rankcollapse", "data", "digits"], cwd=project, check=True)
+    overlay(project, "auto.yaml", run={"precision": "auto"})
+    with (project / "rankcollapse/experiment/plan.py").open("a", encoding="utf-8") as module:
+        module.write(ELSEWHERE)
 
-    def end(name: str, happening: Callable, arguments: list[str]) -> tuple[Call, float]:
+    def end(name: str, arguments: list[str], happening: Callable = lambda call: None) -> tuple[Call, float]:
         start = time.monotonic()
         call = Call(project, root / re.sub(r"\W+", "-", name), env, arguments)
         going.append(call)
         happening(call)
-        assert call.process.wait(600) == 0, call.said()[-5000:]
+        assert call.process.wait(600) == 0, call.text("said.txt")[-5000:]
         return call, time.monotonic() - start
 
-    tiny, long = (["--configfile", f"tests/{name}.yaml"] for name in ("tiny", "slurm/faults"))
-    wanted = {
-        "local": (nothing, [*tiny, "--cores", "2"]),
-        "long, local": (nothing, [*BOTH, *long, "--cores", "1"]),
-        "none": (nothing, [*tiny, *SLURM]),
-    }
-    for name, (happening, targets, _, arguments) in FAULTS.items():
-        wanted[name] = (happening, [*targets, *long, *SLURM, *arguments.split()])
+    wanted = {name: ([*runs, *LONG, *SLURM, *shlex.split(by)], how) for name, (how, runs, _, by) in FAULTS.items()}
+    wanted |= {"long, local": ([*BOTH, *LONG, "--cores", "1"],), "none": ([*TINY, *SLURM],)}
+    wanted |= {"local": ([*TINY, "--cores", "1"],)}
     with ThreadPoolExecutor(len(wanted)) as pool:
         try:
             yield {name: pool.submit(end, name, *how) for name, how in wanted.items()}
@@ -242,113 +240,88 @@ def calls(env, tmp_path_factory):
 @pytest.fixture(scope="module")
 def record():
     """How each fault ended, as one file if all did."""
-    rows = {}
+    rows = [("fault", "seconds", "outcome")]
     yield rows
-    if len(rows) == len(FAULTS) + 1:
-        path = ROOT / "results" / "checks" / "slurm.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([("fault", "seconds", "outcome"), *rows.values()])
+    if len(rows) == len(FAULTS) + 2:
+        with (ROOT / "results/checks/slurm.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Of what a run has left, but for run.json and its copy, which have times."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name.strip(".") != "run.json")
+    """Of what a run has left, but for its lock, and run.json and its copy, which have times."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name.strip(".") not in ("run.json", "lock"))
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-# ---- nothing happens ----
+# ---- how it ends ----
 
 
-def test_an_undisturbed_grid_is_as_a_local_one(calls, record):
+def test_an_undisturbed_grid_is_as_a_local_one_on_nodes_that_would_plan_another(calls, record):
     (call, seconds), (local, _) = calls["none"].result(), calls["local"].result()
-    results, there = (each.folder / "results" / "tiny" for each in (call, local))
+    results, there = (each.folder / "results/tiny" for each in (call, local))
     for part in ("runs", "tuning"):
         assert digests(results / part) == digests(there / part)
         assert len(digests(results / part)) > 12
     times = "seconds train_seconds probe_seconds images_per_second memory_mb resumed started finished".split()  # noqa: SIM905
-    tables = [path.relative_to(there) for part in ("tables", "summary") for path in (there / part).glob("*.csv*")]
-    for table in [table for table in tables if table.name != "cost.csv"]:
+    for table in ("candidates.csv", "tuned.csv", *(f"tables/{path.name}" for path in there.glob("tables/*.csv*"))):
         ours, theirs = (pd.read_csv(each / table).drop(columns=times, errors="ignore") for each in (results, there))
         pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
-    for figure in FIGURES:
-        assert len({(each.folder / f"figures/tiny/{figure}.svg").read_bytes() for each in (call, local)}) == 1
-    record["none"] = ("none", round(seconds), "as a local run")
+    assert planned(call.folder, *TINY[1:], TINY[0], *SLURM) == {}, "nothing that a node has recorded counts"
+    record.append(("none", round(seconds), "as a local run"))
 
 
-def test_short_runs_share_a_job_and_light_rules_are_none(calls):
-    call, _ = calls["none"].result()
-    arms = {f"{study.parent.parent.name}-digits-{study.name}" for study in call.folder.glob("results/tiny/runs/*/*/*")}
-    assert len(arms) == 6
-    shared = {f"rule_runs-{arm}_train" for arm in arms} | {"rule_tuning-mlp-digits-fa_candidate"}
-    assert sorted(call.jobs().values()) == sorted(shared), "12 runs and 6 candidates, but 7 jobs"
-    assert len(re.findall("^localrule figure:", call.said(), re.M)) == len(FIGURES)
+def test_short_runs_share_a_job_that_asks_for_one_and_light_rules_are_no_jobs(calls):
+    (call, _), (shared, _) = calls["none"].result(), calls["training killed in a shared job"].result()
+    names = Counter(comment.split("_wildcards")[0] for comment in call.jobs().values())
+    assert names == {"rule_short-candidates_candidate": 1, "rule_short-runs_train": 1, "rule_train": 8}
+    assert not any("gres" in job for job in call.asked()), "the grid is one for CPUs"
+    one = ["TimeLimit=00:20:00", "TRES=cpu=1,mem=1000M,node=1,billing=1,gres/gpu=1", "TresPerJob=gres:gpu:1"]
+    assert [re.findall(r"TimeLimit=\S+|TRES=\S+|TresPer\S+", job) for job in shared.asked()] == [one, one]
 
 
-def test_without_accounts_squeue_is_asked_and_that_is_said_before_the_first_job(calls):
-    said = calls["none"].result()[0].said()
-    assert said.index("sacct does not answer: squeue is asked how jobs ended") < said.index("has been submitted")
+def test_what_is_not_shared_goes_on_at_once_and_each_job_sees_its_own_gpu(calls):
+    call, _ = calls["scancel"].result()
+    assert ["TresPerJob=gres:gpu:1" in job for job in call.asked()] == [True] * 4
+    assert sorted(call.seen) == ["0", "1"]
+    said = snakemake(call.folder, "-n", RUN.format("alone", 1), "--force", *LONG, *SLURM, "--config", "device=auto")
+    assert " gpu=1," in said.stdout + said.stderr
 
 
-def stopped(folder: Path, path: str, env: dict[str, str]) -> str:
-    """What a call says that must stop before its first job."""
-    call = snakemake(copy_project(folder), *SLURM, "--configfile", "tests/tiny.yaml", env={**env, "PATH": path})
-    assert call.returncode != 0
-    assert "Traceback" not in call.stderr
-    assert "submitted" not in call.stderr
-    return call.stderr
+def test_two_processes_of_one_allocation_with_two_gpus_have_one_each(env):
+    claim = "from rankcollapse.experiment import machine; import time; a = machine.one_gpu(1); print(a.__enter__()); "
+    one = shlex.join([sys.executable, "-c", f"{claim} time.sleep(5)"])
+    command = ["srun", "--gres=gpu:2", "bash", "-c", f"{one} & {one} & wait"]
+    said = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert sorted(said.stdout.split()) == ["0", "1"], said.stderr
 
 
-def test_where_squeue_forgets_too_soon_the_call_stops_with_one_sentence(env, tmp_path):
-    (tmp_path / "scontrol").write_text("#!/bin/sh\necho 'MinJobAge = 60 sec'\n", encoding="ascii")
-    (tmp_path / "scontrol").chmod(0o755)
-    said = stopped(tmp_path / "project", f"{tmp_path}:{env['PATH']}", env)
-    assert "sacct does not answer, and squeue shows a job for 60 s after its end, too short a time to learn" in said
-
-
-def test_without_slurm_the_call_stops_with_one_sentence(env, tmp_path):
+@pytest.mark.parametrize(
+    ("age", "how", "told"),
+    [(300, [], "no one learns how jobs end: add --slurm-status-command squeue to the command"),
+     (60, SQUEUE, "squeue shows a job for 60 s after its end, too short a time: SLURM needs accounting"),
+     (None, SQUEUE, "there is no SLURM here, neither sinfo nor sbatch")],
+)  # fmt: skip
+def test_where_no_one_would_learn_how_jobs_end_the_call_stops_with_one_sentence(env, tmp_path, age, how, told):
     for command in ("bash", "sh", "which"):
         (tmp_path / command).symlink_to(shutil.which(command))
-    assert "there is no SLURM here, neither sinfo nor sbatch" in stopped(tmp_path / "project", str(tmp_path), env)
-
-
-# ---- GPUs ----
-
-
-def test_a_grid_for_cpus_asks_for_no_gpu(calls):
-    call, _ = calls["none"].result()
-    asked = [call.run(f"scontrol show job {job}") for job in call.jobs()]
-    assert len(asked) == 7
-    assert not any("gres" in job for job in asked)
-
-
-def test_a_grid_for_gpus_asks_for_one_in_each_job_which_sees_its_own(calls):
-    call, _ = calls["scancel"].result()
-    assert ["TresPerJob=gres:gpu:1" in job for job in call.asked] == [True, True]
-    assert sorted(call.seen) == [[b"CUDA_VISIBLE_DEVICES=0"], [b"CUDA_VISIBLE_DEVICES=1"]]
-
-
-def test_a_gpu_that_slurm_gives_is_left_as_it_is(env):
-    code = "import os; from rankcollapse import gpus; claim = gpus.claim(1); print(claim.__enter__(), os.environ[NAME])"
-    command = ["srun", "--gpus=1", sys.executable, "-c", code.replace("NAME", "'CUDA_VISIBLE_DEVICES'")]
-    alone = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert alone in ("None 0\n", "None 1\n")
-
-
-# ---- faults ----
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho 'MinJobAge = {age} sec'\n", encoding="ascii")
+    (tmp_path / "scontrol").chmod(0o755)
+    path = f"{tmp_path}:{env['PATH']}" if age else str(tmp_path)
+    call = snakemake(copy_project(tmp_path / "p"), *TINY, *PROFILE, *how, env={**env, "PATH": path})
+    assert call.returncode != 0
+    assert told in call.stderr
+    assert not re.search("Traceback|submitted", call.stderr)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_after_a_fault_a_run_is_as_a_local_one(fault, calls, record):
-    _, asked, resumes, _ = FAULTS[fault]
-    (call, seconds), (local, _) = calls[fault].result(), calls["long, local"].result()
-    times = 0
-    for run in asked:
+    (call, seconds), (local, _), times = calls[fault].result(), calls["long, local"].result(), 0
+    for run in FAULTS[fault][1]:
         reference = Path(local.folder, run.replace("/shared/", "/alone/")).parent
         assert digests(Path(call.folder, run).parent) == digests(reference)
-        resumed = json.loads(Path(call.folder, run).read_text(encoding="utf-8"))["resumed"]
-        log = run.replace("/runs/", "/logs/train/").replace("/run.json", ".log")
-        assert ("resumed at step" in Path(call.folder, log).read_text(encoding="utf-8")) == (resumed > 0)
+        resumed = json.loads(call.text(run))["resumed"]
+        log = call.text(run.replace("/runs/", "/logs/train/").replace("/run.json", ".log"))
+        assert ("resumed at step" in log) == (resumed > 0)
         times += resumed
-    assert resumes in (None, times > 0)
-    record[fault] = (fault, round(seconds), f"as a local run; resumes: {times}")
+    assert times == FAULTS[fault][2]
+    record.append((fault, round(seconds), f"as a local run; resumes: {times}"))

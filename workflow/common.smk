@@ -53,7 +53,8 @@ READY = "data/ready"
 KEPT = f"{RESULTS}/.kept"  # with keep: the tables as they are before a job, which Snakemake begins by deleting them
 
 GPUS = machine.gpus()
-DEVICE = GRID.device if GRID.device != "auto" else "cuda" if GPUS or workflow.non_local_exec else "cpu"
+QUEUED = workflow.nodes  # jobs that a cluster has at once; None where they run here. The executor is not yet known
+DEVICE = GRID.device if GRID.device != "auto" else "cuda" if GPUS or QUEUED else "cpu"
 CANDIDATES = {run.name: run for run in refused(plan.candidates, GRID, DEVICE)}
 RUNS = {run.name: run for run in refused(plan.runs, GRID, DEVICE, {})}
 if GRID.tuned and not RENDER_ONLY:
@@ -208,8 +209,11 @@ def finished_runs(wildcards):
 
 def start_lines():
     """How many runs, on which devices, the estimated time and disk; and whether this machine is the one for it."""
-    jobs = len(GPUS) * GRID.gpu_slots if DEVICE == "cuda" and GPUS else machine.cores()
-    where = f"{len(GPUS)} GPUs" if DEVICE == "cuda" and GPUS else f"{machine.cores()} CPU cores"
+    jobs, where = machine.cores(), f"{machine.cores()} CPU cores"
+    if DEVICE == "cuda" and GPUS:
+        jobs, where = len(GPUS) * GRID.gpu_slots, f"{len(GPUS)} GPUs"
+    if QUEUED:
+        jobs, where = QUEUED, f"a cluster, {QUEUED} jobs at once"
     both = [*RUNS.values(), *CANDIDATES.values()]
     hours = sum(run.seconds(DEVICE) for run in both) / jobs / 3600
     time = f"{60 * hours:.0f} minutes" if hours < 2 else f"{hours:.0f} hours"

@@ -1,7 +1,6 @@
 """What figures share: panels, lines over seeds, points, marks of runs that diverged, words of captions, saving.
 
-What a figure's module is, says figures/__init__.py. Its tables are those of shown_tables, and its `looks` says by arm
-what it is drawn with: {"palette": {arm: colour}, "markers": ..., "dashes": ...}.
+What a figure's module is, says figures/__init__.py. `looks`: {"palette": {arm: colour}, "markers": ..., "dashes": ...}.
 """
 
 import importlib
@@ -19,7 +18,6 @@ from matplotlib.lines import Line2D
 from pandas import DataFrame
 from seaborn import FacetGrid
 
-from rankcollapse.errors import InputError
 from rankcollapse.experiment import files
 from rankcollapse.experiment.datasets import SETS
 from rankcollapse.render.figures import titles
@@ -32,31 +30,22 @@ SMALL = 7  # points: the smallest type
 GREY = "#666666"
 MARKED = "a point is a run, a cross one that diverged"
 MEASURES = {"entropy_s": "exp H(s)", "entropy_s2": "exp H(s²)"}
-DASHES = {
-    "-": "",
-    "--": (3.7, 1.6),
-    "-.": (6.4, 1.6, 1, 1.6),
-    ":": (1, 1.65),
-}  # matplotlib's own, as seaborn wants them
+# Matplotlib's own, as seaborn wants them.
+DASHES = {"-": "", "--": (3.7, 1.6), "-.": (6.4, 1.6, 1, 1.6), ":": (1, 1.65)}
 STYLE = {"axes.linewidth": 0.6, "lines.markersize": 3, "legend.frameon": False, "axes.edgecolor": "0.6"}
 STYLE |= {f"{axis}tick.{key}": value for axis in "xy" for key, value in {"major.width": 0.6, "major.size": 2.5}.items()}
 # Letters as outlines, the same picture in every viewer; and no random ids: equal data, equal bytes.
 STYLE |= {"svg.fonttype": "path", "svg.hashsalt": "rankcollapse"}
-
-
 Over = Callable[[DataFrame], DataFrame]  # from rows to those of runs that count: finished or ended
-
-# ---- rows ----
 
 
 def shown_tables(folder: Path, tuned: Path, shown: str, arms: dict[str, dict], studies: dict[str, str]) -> Tables:
     """The tables of tables.load cut to the runs shown, in the order of studies and arms, with arms by their labels.
 
-    Every row has what its arm is (rule, optimizer and so on), its `panel`, which is its study and data set, and
-    the panel's `title`, which says too what runs it lacks. `shown` may name, besides columns of runs.csv, whether any
-    run of the study has changed updates (`intervention`), whether the rule has a B, and so cosines of it (`aligned`),
-    whether some blocks alone learn (`ladder`), whether that is so in any arm of the study that has the run's optimizer
-    and normalization (`laddered`), and whether hidden weights stay as initialised (`control`).
+    A row has what its arm is, its `panel`, a study and data set, and the panel's `title`, which says too what runs it
+    lacks. `shown` may name, besides columns of runs.csv, whether any run of the study has changed updates
+    (`intervention`), whether the rule has a B (`aligned`), whether some blocks alone learn (`ladder`), or do in an arm
+    of the run's optimizer and normalization (`laddered`), and whether hidden weights stay as initialised (`control`).
     """
     tables = load(folder, tuned)
     runs, order = tables["runs"], {"study": [*studies], "arm": [*arms]}
@@ -104,9 +93,6 @@ def last_hidden(table: DataFrame) -> DataFrame:
     return by_layer(table[table["layer"] != "head"], 1)
 
 
-# ---- words ----
-
-
 def layer_name(layer: str) -> str:
     """`block3.residual.conv1` is block 3, conv 1; `head` is the classifier."""
     layer = layer.replace(".residual.", ", ").replace(".shortcut.conv", ", shortcut").replace("head", "classifier")
@@ -136,9 +122,6 @@ def standing(runs: DataFrame, spread: str, over: Over) -> str:
     return words + (f"; {spread}: ± 1 standard deviation over seeds." if spread and counts.max() > 1 else ".")
 
 
-# ---- panels ----
-
-
 def facets(table: DataFrame, height: float, **more: object) -> FacetGrid:
     """Axes, `height` inches high, for each panel, and for each `head` in it if the table has such, in its order.
 
@@ -152,9 +135,8 @@ def facets(table: DataFrame, height: float, **more: object) -> FacetGrid:
     elif heads == 2:
         rows, columns, letters, places = 2, n, 13, {"row": "across", "col": "panel"}
     else:
-        rows = -(-n // 4)
-        columns = -(-n // rows)
-        letters, places = 13, {"col": "panel", "col_wrap": columns}
+        columns = -(-n // -(-n // 4))
+        rows, letters, places = -(-n // columns), 13, {"col": "panel", "col_wrap": columns}
     wrapper = textwrap.TextWrapper(int(letters * WIDTH / columns), break_long_words=False)
     titles = table["title"].map(wrapper.fill)
     height = min(height + 0.15 * titles.str.count("\n").max(), (PAGE - 0.7) / rows)
@@ -194,14 +176,10 @@ def legend(grid: FacetGrid, looks: dict, **more: object) -> None:
     arms = [arm for arm in looks["palette"] if (grid.data["arm"] == arm).any()]
     rows = -(-len(arms) // int(WIDTH / (0.055 * max(map(len, arms)) + 0.4)))
     keys = {"color": "palette", "marker": "markers", "dashes": "dashes"}
-    handles = [
-        Line2D([], [], label=arm, **{key: looks[look][arm] for key, look in keys.items()}, **more) for arm in arms
-    ]
+    styles = {arm: {key: looks[look][arm] for key, look in keys.items()} for arm in arms}
+    handles = [Line2D([], [], label=arm, **style, **more) for arm, style in styles.items()]
     grid.figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(arms) // rows), handlelength=2.6)
     grid.figure.set_figheight(grid.figure.get_figheight() + 0.15 + 0.15 * rows)
-
-
-# ---- marks ----
 
 
 def lines(grid: FacetGrid, x: str, y: str, looks: dict, over: Over = finished, **limits: object) -> None:
@@ -268,9 +246,6 @@ def chance(grid: FacetGrid, line: str = "axhline", **wanted: object) -> None:
         getattr(axes, line)(guess, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
 
 
-# ---- files ----
-
-
 def save(figure: Figure, caption: str, out: Path) -> None:
     """OUT.svg, OUT.pdf and OUT.txt, without a date in them."""
     files.write(f"{out}.svg", lambda path: figure.savefig(path, metadata={"Date": None}))
@@ -281,8 +256,6 @@ def save(figure: Figure, caption: str, out: Path) -> None:
 
 def figure(name: str, results: Path, tuned: Path, looks: dict, out: Path) -> None:
     """Make a figure of the tables in `results`. looks: {"arms": {...}, "studies": {...}}."""
-    if name not in titles():
-        raise InputError(f"there is no figure {name!r}: it must be one of {', '.join(titles())}")
     module = importlib.import_module(f"rankcollapse.render.figures.{name}")
     plt.switch_backend("agg")
     sns.set_theme("paper", "ticks", font="DejaVu Sans", font_scale=0.8, rc=STYLE)  # a font that comes with matplotlib
