@@ -292,8 +292,8 @@ def mend():
     tables = [Path(table) for table in (*TABLES, f"{RESULTS}/candidates.csv") if os.path.exists(table)]
     for table in tables if GRID.keep else ():
         files.write_bytes(f"{KEPT}/{table.name}", table.read_bytes())
-    if not files.manifest(RESULTS).exists() and not GRID.keep and not RENDER_ONLY:
-        for table in tables:  # made of runs, and sealed by nothing yet
+    if not RENDER_ONLY and not files.manifest(RESULTS).exists() and all(os.path.exists(made(name)) for name in RUNS):
+        for table in tables:  # sealed by nothing yet, and made again of runs that all are there
             table.unlink()
 
 
