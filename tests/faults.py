@@ -44,6 +44,7 @@ from rankcollapse.experiment import files
 
 ROOT = Path(__file__).parents[1]
 PARTS = "rankcollapse workflow presets profiles paper envs Snakefile config.yaml README.md".split()  # noqa: SIM905
+FIGURES = "rankcollapse/render/figures"
 FEW = ("accuracy", "curves", "gradient_rank", "tuning")  # of eleven figures: jobs of one rule
 RESULTS = Path("results/faults")
 MADE = (RESULTS, Path("figures/faults"), Path("paper/faults"))
@@ -243,9 +244,10 @@ class Project:
         self.folder.mkdir()
         for path in (ROOT / name for name in PARTS):
             (shutil.copytree if path.is_dir() else shutil.copy)(path, self.folder / path.name)
-        for path in (self.folder / "rankcollapse/render/figures").glob("[a-z]*.py"):
-            if path.stem not in FEW:
-                path.unlink()
+        for path in {*self.folder.glob(f"{FIGURES}/[a-z]*.py")} - {
+            self.folder / f"{FIGURES}/{name}.py" for name in FEW
+        }:
+            path.unlink()
         (self.folder / "overlay.yaml").write_text(OVERLAY, encoding="utf-8")
 
     def start(self, command: tuple = SNAKEMAKE) -> Call:
@@ -263,7 +265,7 @@ class Project:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def files(self, pattern: str = "*") -> list[str]:
-        """Of what was made, all but logs, relative to the project."""
+        """Of what was made, all but logs and what was moved aside, relative to the project."""
         found = (path for part in MADE for path in (self.folder / part).rglob(pattern) if path.is_file())
         names = (path.relative_to(self.folder) for path in found)
         return sorted(str(name) for name in names if "logs" not in name.parts and name.suffix != ".damaged")
@@ -470,12 +472,10 @@ class Project:
 
 def label(name: str) -> str:
     """What a file of a complete tree is: of a run's its name, of most others their folder."""
-    top, *folders, last = Path(name).parts
+    top, _, part, *rest = Path(name).parts
     if top != "results":
         return top
-    if folders[-1].startswith("seed"):
-        return f"{folders[1]}: {last}"
-    return folders[-1] if folders[-1] in ("tables", "summary", "pages") else last
+    return f"{part}: {rest[-1]}" if part in ("runs", "tuning") else part
 
 
 def damages(names: list[str], count: int, rng: random.Random) -> list[Fault]:
@@ -520,34 +520,29 @@ def campaign(count: int, names: list[str], rng: random.Random) -> list[tuple[str
     return chains(states + many, rng) + [(how, [fault]) for how, fault in single]
 
 
-def do(tasks: list[tuple[str, list[Fault]]], projects: list[Project], seed: str) -> list[Fault]:
-    """Do all tasks, each with random numbers of its own; the faults that could not be injected."""
-    free = queue.SimpleQueue()
+def injected(tasks: list[tuple[str, list[Fault]]], projects: list[Project], seed: str, load: int) -> list[Fault]:
+    """The faults of all tasks, once they are done; those that came too late are tried again, earlier."""
+    faults, free = [fault for _, some in tasks for fault in some], queue.SimpleQueue()
     for project in projects:
         free.put(project)
 
-    def one(number: int, task: tuple[str, list[Fault]]) -> list[Fault]:
-        (how, faults), project = task, free.get()
-        later = getattr(project, how)(faults, random.Random(f"{seed} {number}"))
+    def do(how: str, some: list[Fault], numbers: random.Random) -> list[Fault]:
+        project = free.get()
+        later = getattr(project, how)(some, numbers)
         free.put(project)
-        for fault in (fault for fault in faults if fault.outcome):
-            print(f"{fault.outcome:8}  {fault.kind}: {fault.target}, {fault.where} {fault.note}", flush=True)
-        return later
+        for fault in some:
+            fault.load = load
+            if fault.outcome:
+                print(f"{fault.outcome:8}  {fault.kind}: {fault.target}, {fault.where} {fault.note}", flush=True)
+        return [fault for fault in later if fault.kind not in REFUSALS]
 
-    with ThreadPoolExecutor(len(projects)) as pool:
-        return [*itertools.chain.from_iterable(pool.map(one, range(len(tasks)), tasks))]
-
-
-def injected(tasks: list[tuple[str, list[Fault]]], projects: list[Project], seed: str, load: int) -> list[Fault]:
-    """The faults of all tasks, once they are done; those that came too late are tried again, earlier."""
-    faults, rng = [fault for _, part in tasks for fault in part], random.Random(seed)
-    for fault in faults:
-        fault.load = load
     for turn in range(3):
-        later = [fault for fault in do(tasks, projects, f"{seed} {turn}") if fault.kind not in REFUSALS]
+        numbers = [random.Random(f"{seed} {turn} {i}") for i in range(len(tasks) + 1)]
+        with busy(load), ThreadPoolExecutor(len(projects)) as pool:
+            later = [*itertools.chain.from_iterable(pool.map(do, *zip(*tasks), numbers))] if tasks else []
         for fault in later:
             fault.moment = fault.moment and fault.moment / 2
-        tasks = chains(later, rng)
+        tasks = chains(later, numbers[-1])
     return faults
 
 
@@ -584,14 +579,9 @@ def main() -> int:
         names += [f"data/ready/digits/{name}.npy" for name in ("images", "labels")]
         tasks, faults = campaign(args.faults, names, rng), []
         for load, part in ((0, tasks[::2]), (args.load, tasks[1::2])):
-            with busy(load):
-                faults += injected(part, projects, f"{args.seed} {load}", load)
+            faults += injected(part, projects, f"{args.seed} {load}", load)
     table = report(faults, ROOT / "results/checks")
-    spent = sum(os.times()[:4])
-    print(
-        f"{len(table)} faults in {time.monotonic() - started:.0f} s ({spent:.0f} s of a processor), seed {args.seed}, "
-        f"load at the end {os.getloadavg()[1]:.1f}"
-    )
+    print(f"{len(table)} faults in {time.monotonic() - started:.0f} s, seed {args.seed}, load {os.getloadavg()[1]:.1f}")
     by_hand = (table["outcome"] == "by hand") & ~table["kind"].isin(REFUSALS)
     return int((table["outcome"].isin(["lost", "silent"]) | by_hand).any())
 
