@@ -44,6 +44,7 @@ from rankcollapse.experiment import files
 
 ROOT = Path(__file__).parents[1]
 PARTS = "rankcollapse workflow presets profiles paper envs Snakefile config.yaml README.md".split()  # noqa: SIM905
+FIGURES = "rankcollapse/render/figures"
 FEW = ("accuracy", "curves", "gradient_rank", "tuning")  # of eleven figures: jobs of one rule
 RESULTS = Path("results/faults")
 MADE = (RESULTS, Path("figures/faults"), Path("paper/faults"))
@@ -63,10 +64,9 @@ studies:
     cost: {cpu: 10000, cuda: 10000, mem_mb: 1500, disk_mb: 0.1}
 """
 SNAKEMAKE = (sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "overlay.yaml")
-STAGES = {  # the jobs in their order: what their process is called, and about how many processor seconds it takes
-    "training": ("^train ", 3.0), "tune": ("^tune ", 0.15), "tables": ("^collect ", 0.2),
-    "summaries": ("^summarise ", 0.9), "figure": ("^figure ", 0.6), "pages": ("^pages ", 0.2),
-    "paper": ("^paper ", 0.2), "seal": ("^seal ", 0.1),
+STAGES = {  # the jobs in their order: how the name of their process begins, and their processor seconds, about
+    "training": ("train ", 3.0), "tune": ("tune ", 0.15), "tables": ("collect ", 0.2), "summaries": ("summarise ", 0.9),
+    "figure": ("figure ", 0.6), "pages": ("pages ", 0.2), "paper": ("paper ", 0.2), "seal": ("seal ", 0.1),
 }  # fmt: skip
 # In these two undisturbed calls differ: times, costs, and the hashes of what holds them.
 VARYING = {"seconds", "train_seconds", "probe_seconds", "run_seconds", "images_per_second", "memory_mb", "resumed"}
@@ -132,20 +132,16 @@ class Call:
 
     def __init__(self, folder: Path, command: tuple):
         self.said, self.log = "", tempfile.TemporaryFile()  # noqa: SIM115
-        env = {**os.environ, "PYTHONPATH": str(folder)}
-        self.process = subprocess.Popen(
-            command, cwd=folder, env=env, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        how = {"cwd": folder, "env": {**os.environ, "PYTHONPATH": str(folder)}, "start_new_session": True}
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT, **how)
 
-    def members(self, stage: str = "") -> list[int]:
-        """All its processes that live, or those of one stage."""
+    def members(self, name: str = "") -> list[int]:
+        """Its processes that live and are called that, as warm.py names its forks."""
         found = []
         for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
             with suppress(OSError):
-                if os.getsid(pid) == self.process.pid:
-                    name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8")  # as warm.py names its forks
-                    if not stage or re.search(STAGES[stage][0], name):
-                        found.append(pid)
+                if os.getsid(pid) == self.process.pid and Path(f"/proc/{pid}/comm").read_text().startswith(name):
+                    found.append(pid)
         return found
 
     def end(self) -> int:
@@ -248,9 +244,10 @@ class Project:
         self.folder.mkdir()
         for path in (ROOT / name for name in PARTS):
             (shutil.copytree if path.is_dir() else shutil.copy)(path, self.folder / path.name)
-        for path in (self.folder / "rankcollapse/render/figures").glob("[a-z]*.py"):
-            if path.stem not in FEW:
-                path.unlink()
+        for path in {*self.folder.glob(f"{FIGURES}/[a-z]*.py")} - {
+            self.folder / f"{FIGURES}/{name}.py" for name in FEW
+        }:
+            path.unlink()
         (self.folder / "overlay.yaml").write_text(OVERLAY, encoding="utf-8")
 
     def start(self, command: tuple = SNAKEMAKE) -> Call:
@@ -268,7 +265,7 @@ class Project:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def files(self, pattern: str = "*") -> list[str]:
-        """Of what was made, all but logs, relative to the project."""
+        """Of what was made, all but logs and what was moved aside, relative to the project."""
         found = (path for part in MADE for path in (self.folder / part).rglob(pattern) if path.is_file())
         names = (path.relative_to(self.folder) for path in found)
         return sorted(str(name) for name in names if "logs" not in name.parts and name.suffix != ".damaged")
@@ -364,7 +361,7 @@ class Project:
     def strike(self, call: Call, fault: Fault) -> dict[str, tuple] | None:
         """Do it when its moment has come; what could be lost by it. None if the command has ended before."""
         while call.process.poll() is None:
-            for pid in call.members(fault.where):
+            for pid in call.members(STAGES[fault.where][0]):
                 due = self.writes(pid) if fault.moment is None else used(pid) >= fault.moment * STAGES[fault.where][1]
                 with suppress(ProcessLookupError):
                     if due:
@@ -475,12 +472,10 @@ class Project:
 
 def label(name: str) -> str:
     """What a file of a complete tree is: of a run's its name, of most others their folder."""
-    top, *folders, last = Path(name).parts
+    top, _, part, *rest = Path(name).parts
     if top != "results":
         return top
-    if folders[-1].startswith("seed"):
-        return f"{folders[1]}: {last}"
-    return folders[-1] if folders[-1] in ("tables", "summary", "pages") else last
+    return f"{part}: {rest[-1]}" if part in ("runs", "tuning") else part
 
 
 def damages(names: list[str], count: int, rng: random.Random) -> list[Fault]:
@@ -525,34 +520,29 @@ def campaign(count: int, names: list[str], rng: random.Random) -> list[tuple[str
     return chains(states + many, rng) + [(how, [fault]) for how, fault in single]
 
 
-def do(tasks: list[tuple[str, list[Fault]]], projects: list[Project], seed: str) -> list[Fault]:
-    """Do all tasks, each with random numbers of its own; the faults that could not be injected."""
-    free = queue.SimpleQueue()
+def injected(tasks: list[tuple[str, list[Fault]]], projects: list[Project], seed: str, load: int) -> list[Fault]:
+    """The faults of all tasks, once they are done; those that came too late are tried again, earlier."""
+    faults, free = [fault for _, some in tasks for fault in some], queue.SimpleQueue()
     for project in projects:
         free.put(project)
 
-    def one(number: int, task: tuple[str, list[Fault]]) -> list[Fault]:
-        (how, faults), project = task, free.get()
-        later = getattr(project, how)(faults, random.Random(f"{seed} {number}"))
+    def do(how: str, some: list[Fault], numbers: random.Random) -> list[Fault]:
+        project = free.get()
+        later = getattr(project, how)(some, numbers)
         free.put(project)
-        for fault in (fault for fault in faults if fault.outcome):
-            print(f"{fault.outcome:8}  {fault.kind}: {fault.target}, {fault.where} {fault.note}", flush=True)
-        return later
+        for fault in some:
+            fault.load = load
+            if fault.outcome:
+                print(f"{fault.outcome:8}  {fault.kind}: {fault.target}, {fault.where} {fault.note}", flush=True)
+        return [fault for fault in later if fault.kind not in REFUSALS]
 
-    with ThreadPoolExecutor(len(projects)) as pool:
-        return [*itertools.chain.from_iterable(pool.map(one, range(len(tasks)), tasks))]
-
-
-def injected(tasks: list[tuple[str, list[Fault]]], projects: list[Project], seed: str, load: int) -> list[Fault]:
-    """The faults of all tasks, once they are done; those that came too late are tried again, earlier."""
-    faults, rng = [fault for _, part in tasks for fault in part], random.Random(seed)
-    for fault in faults:
-        fault.load = load
     for turn in range(3):
-        later = [fault for fault in do(tasks, projects, f"{seed} {turn}") if fault.kind not in REFUSALS]
+        numbers = [random.Random(f"{seed} {turn} {i}") for i in range(len(tasks) + 1)]
+        with busy(load), ThreadPoolExecutor(len(projects)) as pool:
+            later = [*itertools.chain.from_iterable(pool.map(do, *zip(*tasks), numbers))] if tasks else []
         for fault in later:
             fault.moment = fault.moment and fault.moment / 2
-        tasks = chains(later, rng)
+        tasks = chains(later, numbers[-1])
     return faults
 
 
@@ -589,14 +579,9 @@ def main() -> int:
         names += [f"data/ready/digits/{name}.npy" for name in ("images", "labels")]
         tasks, faults = campaign(args.faults, names, rng), []
         for load, part in ((0, tasks[::2]), (args.load, tasks[1::2])):
-            with busy(load):
-                faults += injected(part, projects, f"{args.seed} {load}", load)
+            faults += injected(part, projects, f"{args.seed} {load}", load)
     table = report(faults, ROOT / "results/checks")
-    spent = sum(os.times()[:4])
-    print(
-        f"{len(table)} faults in {time.monotonic() - started:.0f} s ({spent:.0f} s of a processor), seed {args.seed}, "
-        f"load at the end {os.getloadavg()[1]:.1f}"
-    )
+    print(f"{len(table)} faults in {time.monotonic() - started:.0f} s, seed {args.seed}, load {os.getloadavg()[1]:.1f}")
     by_hand = (table["outcome"] == "by hand") & ~table["kind"].isin(REFUSALS)
     return int((table["outcome"].isin(["lost", "silent"]) | by_hand).any())
 

@@ -14,13 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 WARM = ROOT / "workflow" / "warm.py"
-PARENT = f"""
-import sys
-sys.path.insert(0, {str(WARM.parent)!r})
-import warm
-print(*(warm.start(1) or ["none"]), sep="\\n", end="\\n\\n", flush=True)
-sys.stdin.read()
-"""
+PARENT = f"import sys; sys.path.insert(0, {str(WARM.parent)!r}); import warm; command = warm.start(1) or ['none']\n"
+PARENT += "print(*command, sep='\\n', end='\\n\\n', flush=True); sys.stdin.read()"
 PIPES = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="jobs are forked on Linux alone")
@@ -40,8 +35,8 @@ class Server:
         self.folder, env = folder, {**os.environ, "TMPDIR": str(folder)}
         self.parent = subprocess.Popen([sys.executable, "-c", PARENT], text=True, env=env, **PIPES)
         self.command = [*iter(lambda: self.parent.stdout.readline().strip(), "")]
-        children = Path(f"/proc/{self.parent.pid}/task/{self.parent.pid}/children").read_text(encoding="ascii").split()
-        self.pid = int(children[0]) if children else None
+        children = Path(f"/proc/{self.parent.pid}/task/{self.parent.pid}/children").read_text(encoding="ascii")
+        self.pid = int(children or 0)
 
     def start(self, text, *arguments):
         """A command that runs the module of this text."""
@@ -52,7 +47,7 @@ class Server:
     def end(self):
         self.parent.kill()
         self.parent.communicate()
-        wait_for_the_end(self.pid)
+        wait_for_the_end(self.pid or self.parent.pid)
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +69,11 @@ def test_a_fork_has_the_arguments_folder_environment_streams_and_paths_of_its_co
     (tmp_path / "beside.py").write_text("", encoding="utf-8")
     (tmp_path / "telling.py").write_text(TELLING, encoding="utf-8")
     for path in ("", str(ROOT)):
-        env, done = {**os.environ, "WORD": "ä\udcff", "PYTHONPATH": path}, []
-        for command in ([sys.executable], shared.command):
-            words = [*command, "-m", "telling", "a b", "--c"]
-            done.append(subprocess.run(words, capture_output=True, cwd=tmp_path, env=env, text=True, input="given"))
-        cold, warm = done
+        how = {"cwd": tmp_path, "env": {**os.environ, "WORD": "ä\udcff", "PYTHONPATH": path}, "capture_output": True}
+        cold, warm = (
+            subprocess.run([*command, "-m", "telling", "a b", "--c"], text=True, input="given", **how)
+            for command in ([sys.executable], shared.command)
+        )
         assert (warm.returncode, warm.stdout, warm.stderr) == (5, cold.stdout, cold.stderr)
         assert json.loads(warm.stdout)[3] == "given"
 
@@ -91,9 +86,8 @@ def test_a_fork_has_the_arguments_folder_environment_streams_and_paths_of_its_co
 )  # fmt: skip
 def test_a_command_ends_as_its_fork_does(shared, text, code, said):
     process = shared.start(text)
-    _, err = process.communicate(timeout=60)
+    assert said in process.communicate(timeout=60)[1]
     assert process.returncode == code
-    assert said in err
 
 
 def test_libraries_are_there_already_nothing_of_this_project_is_and_a_fork_is_named_by_its_arguments(shared):
@@ -128,11 +122,10 @@ def test_without_anybody_who_answers_and_for_what_is_no_module_the_command_is_py
 
 
 def test_where_the_folder_for_temporary_files_has_too_long_a_name_there_is_no_server(tmp_path):
-    folder = tmp_path / ("long" * 25)
-    folder.mkdir()
-    made = Server(folder)
-    assert (made.command, made.pid, [*folder.iterdir()]) == (["none"], None, [])
+    (tmp_path / ("long" * 25)).mkdir()
+    made = Server(tmp_path / ("long" * 25))
     made.end()
+    assert (made.command, [*made.folder.iterdir()]) == (["none"], [])
 
 
 # ---- signals and deaths ----
@@ -165,15 +158,12 @@ def test_signals_are_passed_on_and_an_interrupt_is_python_s_own(shared):
 
 
 def test_a_fork_dies_with_its_command_and_the_command_with_its_fork(shared):
-    process = shared.start(WAITING)
-    pid = int(process.stdout.readline())
-    process.kill()
-    wait_for_the_end(pid)
-    process.communicate()
-    process = shared.start(WAITING)
-    os.kill(int(process.stdout.readline()), signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert process.returncode == 137
+    first, second = shared.start(WAITING), shared.start(WAITING)
+    forks = [int(process.stdout.readline()) for process in (first, second)]
+    first.kill()
+    wait_for_the_end(forks[0])
+    os.kill(forks[1], signal.SIGKILL)
+    assert [process.communicate(timeout=60) and process.returncode for process in (first, second)] == [-9, 137]
 
 
 def test_a_command_that_is_killed_as_soon_as_it_has_asked_does_the_others_no_harm(shared):
