@@ -33,13 +33,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rankcollapse.experiment import cpu, data, datasets, files
+from rankcollapse.experiment import data, datasets, files
 from rankcollapse.experiment.config import RunConfig
-from rankcollapse.experiment.grid import precision
 from rankcollapse.experiment.job import device_label, peak_memory_mb, reset_peak_memory
-from rankcollapse.experiment.training import State, autocast, deterministic, fit, make_model, pick_device
-from rankcollapse.library import models
-from rankcollapse.library import updates as optim
+from rankcollapse.experiment.machine import label
+from rankcollapse.experiment.network import make_model, skeleton
+from rankcollapse.experiment.plan import precision
+from rankcollapse.experiment.training import State, autocast, deterministic, fit, pick_device
+from rankcollapse.library import models, updates
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "workflow"))
@@ -230,13 +231,13 @@ def machine(device: torch.device, rounds: int) -> Iterator[Row]:
 def newton_schulz(device: torch.device, rounds: int) -> Iterator[Row]:
     """Our Muon by torch's on the flattened matrices."""
     for name, config in (("ResNet-18 of width 64", {**RESNET, "width": 64}), ("the MLP", MLP)):
-        net = models.build(RunConfig(**config), data.generator(0, "bench")).to(device)
+        net = make_model(RunConfig(**config), device)
         weights = list(models.matrices(net).values())
         flat = [nn.Parameter(w.detach().flatten(1).clone()) for w in weights]
         for w, m in zip(weights, flat, strict=True):
             m.grad = torch.randn(m.shape, generator=data.generator(0, "gradients")).to(device)
             w.grad = m.grad.view_as(w).clone()
-        ours = optim.Muon(weights, 1e-6, 0.95, 0.0, 5, "original").step
+        ours = updates.Muon(weights, 1e-6, 0.95, 0.0, 5, "original").step
         theirs = torch.optim.Muon(flat, lr=1e-6, weight_decay=0.0).step
         yield ratio(f"Muon's step on the matrices of {name}: ours / torch's", "≤ 0.6", ours, theirs, device, rounds)
 
@@ -269,13 +270,12 @@ def probes(device: torch.device, rounds: int) -> Iterator[Row]:
     for _ in range(min(rounds, 3)):
         running = state(config, device)
         fit(running)
-        running.probes.finish()
-        running.lap("probes")
-        running.probes.path.unlink()
+        running.spectra()
+        running.trajectory.path.unlink()
         shares.append(running.seconds["probes"] / running.seconds["train"])
         start = time.perf_counter()
         for _ in range(3 * (config.epochs + 1)):
-            running.probes._passes()
+            running.signals._passes()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         floors.append((time.perf_counter() - start) / running.seconds["probes"])
@@ -297,7 +297,7 @@ def feedback_alignment(device: torch.device, rounds: int) -> Iterator[Row]:
 def memory(device: torch.device, rounds: int) -> Iterator[Row]:
     """What FA needs beyond BP: B, and B as bfloat16."""
     config = RunConfig(**RESNET, width=64, batch_size=32, precision="bfloat16")
-    expected = 6 * sum(w.numel() for w in models.matrices(models.skeleton(config)).values()) / 2**20
+    expected = 6 * sum(w.numel() for w in models.matrices(skeleton(config)).values()) / 2**20
     context, over, peaks = multiprocessing.get_context("spawn"), [], {}
     for _ in range(min(rounds, 3)):
         for rule in ("fa", "bp"):
@@ -375,28 +375,27 @@ def start(device: torch.device, rounds: int) -> Iterator[Row]:
     config = RunConfig(train_images=64, batch_size=64, epochs=1, validation_images=10, lr=0.01, **UNPROBED)
     with tempfile.TemporaryDirectory(prefix="rankcollapse-bench-") as folder:
         Path(folder, "config.json").write_text(config.model_dump_json(), encoding="utf-8")
-        path = f"{folder}/socket"
-        serving = warm.started(path)
+        forked = warm.start(1)
         train = ["-m", "rankcollapse", "train", f"{folder}/config.json", "--data-dir", folder, "--device", device.type]
         try:
             for what, command in {
-                "a job of one step, forked as the workflow's are, from its command to its end": [
-                    "-S",
-                    warm.__file__,
-                    path,
-                ],
-                "a job of one step as a process of its own": [],
+                "a job of one step, forked as the workflow's are, from its command to its end": forked,
+                "a job of one step as a process of its own": [sys.executable],
             }.items():
+                if command is None:
+                    yield not_measured(what, "s", "≤ 2.5", "jobs are forked on Linux alone")
+                    continue
                 seconds = []
                 for i in range(rounds + 1):
                     out, begin = f"{folder}/{len(command)}-{i}", time.perf_counter()
-                    whole = [sys.executable, *command, *train, "--out", out]
+                    whole = [*command, *train, "--out", out]
                     subprocess.run(whole, check=True, capture_output=True, cwd=ROOT)
                     seconds.append(time.perf_counter() - begin)
-                yield row(what, "s", "≤ 2.5", seconds[1:], "" if command else imports())  # the first converts digits
+                bound = "" if command is forked else imports()
+                yield row(what, "s", "≤ 2.5", seconds[1:], bound)  # the first converts digits
         finally:
-            serving.kill()  # it leaves SIGTERM to its forks
-            serving.wait()
+            if forked:
+                shutil.rmtree(Path(forked[-1]).parent)  # the process itself ends with this one
 
 
 def results(preset: Path) -> list[dict]:
@@ -521,7 +520,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--only is {args.only!r}, which fits none of {', '.join(s.__name__ for s in SECTIONS)}")
     torch.set_num_threads(args.threads)
     device = pick_device(args.device)
-    name = cpu.label() if device.type == "cpu" else device_label(device)
+    name = label() if device.type == "cpu" else device_label(device)
     print(f"{name}, threads: {args.threads}, torch {torch.__version__}, {args.rounds} rounds")
     rows = []
     with deterministic():

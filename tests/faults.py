@@ -1,8 +1,8 @@
-"""A campaign of faults against the real workflow: python tests/faults.py [--seed N] [--faults N] [--workers N]
+"""A campaign of faults against the real workflow: python tests/faults.py [--seed N] [--faults N] [--workers N] [--load N]
 
 Copies of the project with a small grid of digits are killed, damaged, starved, and run twice at once. After each fault
 the same command is given again, as a user would; what it has made is then compared with what an undisturbed call made,
-and verify.py reads it. A fault ends as one of
+and verified. Every other task has N busy processes beside it. A fault ends as one of
 
     survived   nothing was to be done      mended   it was named and made again by the same command
     by hand    it took a person: right only where the machine refuses something, and where one sentence says so
@@ -40,10 +40,11 @@ import pandas as pd
 import torch
 from pypdf import PdfReader
 
-from rankcollapse.experiment import seals
+from rankcollapse.experiment import files
 
 ROOT = Path(__file__).parents[1]
 PARTS = "rankcollapse workflow presets profiles paper envs Snakefile config.yaml README.md".split()  # noqa: SIM905
+FIGURES = "rankcollapse/render/figures"
 FEW = ("accuracy", "curves", "gradient_rank", "tuning")  # of eleven figures: jobs of one rule
 RESULTS = Path("results/faults")
 MADE = (RESULTS, Path("figures/faults"), Path("paper/faults"))
@@ -63,10 +64,9 @@ studies:
     cost: {cpu: 10000, cuda: 10000, mem_mb: 1500, disk_mb: 0.1}
 """
 SNAKEMAKE = (sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "overlay.yaml")
-STAGES = {  # the jobs in their order: what their process is called, and about how many processor seconds it takes
-    "training": ("rankcollapse tr", 3.0), "choice": (r"choose\.py", 0.15), "tables": (r"collect\.py", 0.2),
-    "summaries": (r"summarise\.py", 0.9), "figure": ("|".join(rf"^{name}\.py" for name in FEW), 0.6),
-    "pages": (r"pages\.py", 0.2), "paper": (r"paper\.py", 0.2), "seal": (r"seal\.py", 0.1),
+STAGES = {  # the jobs in their order: how the name of their process begins, and their processor seconds, about
+    "training": ("train ", 3.0), "tune": ("tune ", 0.15), "tables": ("collect ", 0.2), "summaries": ("summarise ", 0.9),
+    "figure": ("figure ", 0.6), "pages": ("pages ", 0.2), "paper": ("paper ", 0.2), "seal": ("seal ", 0.1),
 }  # fmt: skip
 # In these two undisturbed calls differ: times, costs, and the hashes of what holds them.
 VARYING = {"seconds", "train_seconds", "probe_seconds", "run_seconds", "images_per_second", "memory_mb", "resumed"}
@@ -86,6 +86,7 @@ class Fault:
     where: str = ""  # the stage, file or folder
     moment: float | None = None  # of a kill, as a share of the job's processor time; None: in mid-write
     keep_time: bool = False  # of damage: the time of modification is set back
+    load: int = 0  # busy processes beside it
     outcome: str = ""
     note: str = ""
     said: str = ""  # by the commands since
@@ -131,20 +132,16 @@ class Call:
 
     def __init__(self, folder: Path, command: tuple):
         self.said, self.log = "", tempfile.TemporaryFile()  # noqa: SIM115
-        env = {**os.environ, "PYTHONPATH": f"{folder}:{folder}/workflow/scripts"}
-        self.process = subprocess.Popen(
-            command, cwd=folder, env=env, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        how = {"cwd": folder, "env": {**os.environ, "PYTHONPATH": str(folder)}, "start_new_session": True}
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT, **how)
 
-    def members(self, stage: str = "") -> list[int]:
-        """All its processes that live, or those of one stage."""
+    def members(self, name: str = "") -> list[int]:
+        """Its processes that live and are called that, as warm.py names its forks."""
         found = []
         for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
             with suppress(OSError):
-                if os.getsid(pid) == self.process.pid:
-                    name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8")  # as warm.py names its forks
-                    if not stage or re.search(STAGES[stage][0], name):
-                        found.append(pid)
+                if os.getsid(pid) == self.process.pid and Path(f"/proc/{pid}/comm").read_text().startswith(name):
+                    found.append(pid)
         return found
 
     def end(self) -> int:
@@ -194,20 +191,37 @@ def sha256(made: bytes) -> str:
 
 
 def progress(folder: Path) -> tuple[str, float] | None:
-    """When the run of a folder was begun, and its latest step that is saved and sound: infinity for a whole result."""
-    for path in (folder / "run.json", folder / ".run.json"):
-        with suppress(OSError, ValueError):
-            found = seals.read(path)
-            if all(sha256((folder / name).read_bytes()) == digest for name, digest in found["files"].items()):
-                return found["started"], float("inf")
-    for path in sorted(folder.glob("state/*/step*.pt"), reverse=True):
-        with suppress(OSError):
-            made = path.read_bytes()
-            if sha256(made[64:]).encode() == made[:64]:
-                saved = torch.load(io.BytesIO(made[64:]), weights_only=True)
-                if sha256(path.with_name("gradients.bin").read_bytes()[: saved["size"]]) == saved["rows"]:
-                    return saved["started"], saved["state"]["step"]
+    """When the run of a folder was begun, and its latest step that is saved and sound: infinity for a whole result.
+
+    A job may go on while its folder is read: its states are gone then, and newer ones or its result are there.
+    """
+    for _ in range(3):
+        for path in (folder / "run.json", folder / ".run.json"):
+            with suppress(OSError, ValueError):
+                found = files.sealed(path)
+                if all(sha256((folder / name).read_bytes()) == digest for name, digest in found["files"].items()):
+                    return found["started"], float("inf")
+        for path in sorted(folder.glob("state/*/step*.pt"), reverse=True):
+            with suppress(OSError):
+                made = path.read_bytes()
+                if sha256(made[64:]).encode() == made[:64]:
+                    saved = torch.load(io.BytesIO(made[64:]), weights_only=True)
+                    if sha256(path.with_name("gradients.bin").read_bytes()[: saved["size"]]) == saved["rows"]:
+                        return saved["started"], saved["state"]["step"]
     return None
+
+
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """So many processes beside what is done here that leave no processor idle."""
+    code = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
+    processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def sh(*words: object) -> str:
@@ -230,9 +244,10 @@ class Project:
         self.folder.mkdir()
         for path in (ROOT / name for name in PARTS):
             (shutil.copytree if path.is_dir() else shutil.copy)(path, self.folder / path.name)
-        for path in (self.folder / "workflow/scripts/figures").glob("*.py"):
-            if path.stem not in FEW:
-                path.unlink()
+        for path in {*self.folder.glob(f"{FIGURES}/[a-z]*.py")} - {
+            self.folder / f"{FIGURES}/{name}.py" for name in FEW
+        }:
+            path.unlink()
         (self.folder / "overlay.yaml").write_text(OVERLAY, encoding="utf-8")
 
     def start(self, command: tuple = SNAKEMAKE) -> Call:
@@ -250,10 +265,10 @@ class Project:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def files(self, pattern: str = "*") -> list[str]:
-        """Of what was made, all but logs, relative to the project."""
+        """Of what was made, all but logs and what was moved aside, relative to the project."""
         found = (path for part in MADE for path in (self.folder / part).rglob(pattern) if path.is_file())
         names = (path.relative_to(self.folder) for path in found)
-        return sorted(str(name) for name in names if not {"logs", "benchmarks"} & {*name.parts})
+        return sorted(str(name) for name in names if "logs" not in name.parts and name.suffix != ".damaged")
 
     def content(self) -> dict[str, str]:
         """Of each file, but for the copies of run.json, which stand for nothing as long as there is that."""
@@ -275,7 +290,7 @@ class Project:
         while any(call.members() for call in self.calls) and time.monotonic() < deadline:
             time.sleep(0.1)
         self.calls.clear()
-        code, said = self.run((sys.executable, "workflow/scripts/verify.py", str(RESULTS)))
+        code, said = self.run((sys.executable, "-m", "rankcollapse", "verify", str(RESULTS)))
         here = self.content()
         found = [name for name in sorted({*here, *expected}) if here.get(name) != expected.get(name)]
         found += map(str, (self.folder / "data").rglob("*.writing.*"))
@@ -325,7 +340,7 @@ class Project:
                 self.finish(struck, held)
                 struck, held = [], {}
                 later.append(fault)
-                self.clear(() if fault.where in ("training", "choice") else ("runs", "tuning"))
+                self.clear(() if fault.where in ("training", "tune") else ("runs", "tuning"))
                 continue
             fault.note = "" if code else "the command ended well"
             if code == 124:
@@ -346,7 +361,7 @@ class Project:
     def strike(self, call: Call, fault: Fault) -> dict[str, tuple] | None:
         """Do it when its moment has come; what could be lost by it. None if the command has ended before."""
         while call.process.poll() is None:
-            for pid in call.members(fault.where):
+            for pid in call.members(STAGES[fault.where][0]):
                 due = self.writes(pid) if fault.moment is None else used(pid) >= fault.moment * STAGES[fault.where][1]
                 with suppress(ProcessLookupError):
                     if due:
@@ -457,12 +472,10 @@ class Project:
 
 def label(name: str) -> str:
     """What a file of a complete tree is: of a run's its name, of most others their folder."""
-    top, *folders, last = Path(name).parts
+    top, _, part, *rest = Path(name).parts
     if top != "results":
         return top
-    if folders[-1].startswith("seed"):
-        return f"{folders[1]}: {last}"
-    return folders[-1] if folders[-1] in ("tables", "summary", "pages") else last
+    return f"{part}: {rest[-1]}" if part in ("runs", "tuning") else part
 
 
 def damages(names: list[str], count: int, rng: random.Random) -> list[Fault]:
@@ -485,11 +498,11 @@ def kills(rng: random.Random) -> Iterator[Fault]:
 
 
 def chains(faults: list[Fault], rng: random.Random) -> list[tuple[str, list[Fault]]]:
-    """A dozen to a run, in the order of the jobs. The choice comes amid training, pages and paper side by side."""
+    """A dozen to a run, in the order of the jobs. The tuning comes amid training, pages and paper side by side."""
     parts, found = -(-len(faults) // 12), []
     for part in (faults[i::parts] for i in range(parts)):
         order = {stage: i for i, stage in enumerate(STAGES)}
-        order |= {"choice": rng.choice((-1, 1)), "pages": rng.choice((5, 7))}
+        order |= {"tune": rng.choice((-1, 1)), "pages": rng.choice((5, 7))}
         found.append(("killed", sorted(part, key=lambda fault, order=order: order[fault.where])))
     return found
 
@@ -507,22 +520,30 @@ def campaign(count: int, names: list[str], rng: random.Random) -> list[tuple[str
     return chains(states + many, rng) + [(how, [fault]) for how, fault in single]
 
 
-def do(tasks: list[tuple[str, list[Fault]]], projects: list[Project], seed: str) -> list[Fault]:
-    """Do all tasks, each with random numbers of its own; the faults that could not be injected."""
-    free = queue.SimpleQueue()
+def injected(tasks: list[tuple[str, list[Fault]]], projects: list[Project], seed: str, load: int) -> list[Fault]:
+    """The faults of all tasks, once they are done; those that came too late are tried again, earlier."""
+    faults, free = [fault for _, some in tasks for fault in some], queue.SimpleQueue()
     for project in projects:
         free.put(project)
 
-    def one(number: int, task: tuple[str, list[Fault]]) -> list[Fault]:
-        (how, faults), project = task, free.get()
-        later = getattr(project, how)(faults, random.Random(f"{seed} {number}"))
+    def do(how: str, some: list[Fault], numbers: random.Random) -> list[Fault]:
+        project = free.get()
+        later = getattr(project, how)(some, numbers)
         free.put(project)
-        for fault in (fault for fault in faults if fault.outcome):
-            print(f"{fault.outcome:8}  {fault.kind}: {fault.target}, {fault.where} {fault.note}", flush=True)
-        return later
+        for fault in some:
+            fault.load = load
+            if fault.outcome:
+                print(f"{fault.outcome:8}  {fault.kind}: {fault.target}, {fault.where} {fault.note}", flush=True)
+        return [fault for fault in later if fault.kind not in REFUSALS]
 
-    with ThreadPoolExecutor(len(projects)) as pool:
-        return [*itertools.chain.from_iterable(pool.map(one, range(len(tasks)), tasks))]
+    for turn in range(3):
+        numbers = [random.Random(f"{seed} {turn} {i}") for i in range(len(tasks) + 1)]
+        with busy(load), ThreadPoolExecutor(len(projects)) as pool:
+            later = [*itertools.chain.from_iterable(pool.map(do, *zip(*tasks), numbers))] if tasks else []
+        for fault in later:
+            fault.moment = fault.moment and fault.moment / 2
+        tasks = chains(later, numbers[-1])
+    return faults
 
 
 def report(faults: list[Fault], out: Path) -> pd.DataFrame:
@@ -543,31 +564,24 @@ def report(faults: list[Fault], out: Path) -> pd.DataFrame:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("seed", 0), ("faults", 122), ("workers", 2)):
+    for name, default in (("seed", 0), ("faults", 122), ("workers", 2), ("load", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args, started = parser.parse_args(), time.monotonic()
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory(prefix="faults-") as base:
         reference = Project(Path(base, "reference"))
         code, said = reference.run()
-        reference.wrong({})  # verify.py writes down what it has read
+        reference.wrong({})  # verify writes down what it has read
         if code or (said := reference.wrong(reference.content())):
             sys.exit(said)
         projects = [Project(Path(base, f"copy{i}"), reference) for i in range(args.workers)]
-        names = reference.files() + [f"data/ready/digits/{name}.npy" for name in ("images", "labels")]
-        tasks = campaign(args.faults, names, rng)
-        faults = [fault for _, part in tasks for fault in part]
-        for turn in range(3):
-            later = [fault for fault in do(tasks, projects, f"{args.seed} {turn}") if fault.kind not in REFUSALS]
-            for fault in later:
-                fault.moment = fault.moment and fault.moment / 2
-            tasks = chains(later, rng)
+        names = [name for name in reference.files() if not name.endswith(".lock")]
+        names += [f"data/ready/digits/{name}.npy" for name in ("images", "labels")]
+        tasks, faults = campaign(args.faults, names, rng), []
+        for load, part in ((0, tasks[::2]), (args.load, tasks[1::2])):
+            faults += injected(part, projects, f"{args.seed} {load}", load)
     table = report(faults, ROOT / "results/checks")
-    spent = sum(os.times()[:4])
-    print(
-        f"{len(table)} faults in {time.monotonic() - started:.0f} s ({spent:.0f} s of a processor), seed {args.seed}, "
-        f"load at the end {os.getloadavg()[1]:.1f}"
-    )
+    print(f"{len(table)} faults in {time.monotonic() - started:.0f} s, seed {args.seed}, load {os.getloadavg()[1]:.1f}")
     by_hand = (table["outcome"] == "by hand") & ~table["kind"].isin(REFUSALS)
     return int((table["outcome"].isin(["lost", "silent"]) | by_hand).any())
 

@@ -19,8 +19,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from rankcollapse import seals  # noqa: E402
-from rankcollapse.experiment import files, folder, grid
+from rankcollapse.experiment import files, folder, grid, plan  # noqa: E402
 from rankcollapse.experiment.config import read  # noqa: E402
 
 PARTS = ("rankcollapse", "workflow", "envs", "profiles", "paper", "Snakefile", "config.yaml")
@@ -30,15 +29,15 @@ SNAKEMAKE = [sys.executable, "-m", "snakemake"]
 COLUMNS = ["what", "runs", "cpu_seconds", "seconds", "memory_mb"]
 # What a job on a cluster's node does before its own work: read its run from the plan, and Snakemake the whole config.
 JOB = """
-from rankcollapse.experiment import config, grid
-grid.runs(grid.grid(grid.overlay(config.read('config.yaml'), config.read('scale.yaml'))))
-config.read('results/scale/plan.json')
+from rankcollapse.experiment import config, grid, plan
+plan.runs(grid.grid(grid.overlay(config.read('config.yaml'), config.read('scale.yaml'))), 'cpu', {})
+plan.entries('results/scale/plan.json', 'runs')
 """
 
 
 def measured(what: str, project: Path, runs: int, command: list[str]) -> dict:
     """A row of the table: a command's CPU and wall seconds, those of its children too, and its peak memory, MB."""
-    started, env = time.monotonic(), {**os.environ, "PYTHONPATH": f"{project}:{project}/workflow/scripts"}
+    started, env = time.monotonic(), {**os.environ, "PYTHONPATH": str(project)}
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, cwd=project, stdout=said, stderr=subprocess.STDOUT, env=env)
         _, status, usage = os.wait4(process.pid, 0)
@@ -69,19 +68,17 @@ def project_of(runs: int, where: Path) -> tuple[Path, grid.Grid]:
     return where, grid.grid(grid.overlay(config, over))
 
 
-def fill(project: Path, runs: list[grid.Run], trained: Path) -> None:
+def fill(project: Path, runs: list[plan.Run], trained: Path) -> None:
     """A whole folder for each run, of one trained run's tables under its own name and config."""
-    result = seals.read(trained / "run.json")
+    result = files.sealed(trained / "run.json")
     for run in runs:
         out = project / "results/scale/runs" / run.name
         out.mkdir(parents=True)
         for name in folder.RUN[1:]:
             os.link(trained / name, out / name)
-        files_of = dict(result["files"])
         (out / "config.json").write_text(json.dumps(run.config.model_dump()), encoding="utf-8")
-        files_of["config.json"] = seals.sha256(out / "config.json")
-        values = {**result, "study": run.study.name, "arm": run.arm, "identity": run.identity, "files": files_of}
-        (out / "run.json").write_text(files.json_text({**values, "seal": seals.digest_of(values)}), encoding="utf-8")
+        values = {**result, "study": run.study.name, "arm": run.arm, "identity": run.identity}
+        files.seal(out / "run.json", values, folder.RUN, out)
 
 
 def costs(runs: int, trained: Path, where: Path) -> list[dict]:
@@ -89,15 +86,14 @@ def costs(runs: int, trained: Path, where: Path) -> list[dict]:
     dry = [*SNAKEMAKE, "-n", "--quiet", "--cores", "1", "--configfile", CONFIG]
     tables = [*SNAKEMAKE, TABLES, "--cores", "1", "--configfile", CONFIG]
     rows = [measured("snakemake -n, before", project, runs, dry)]
-    fill(project, grid.runs(found), trained)
+    fill(project, plan.runs(found, "cpu", {}), trained)
     ready = project / "data/ready/digits"
     ready.mkdir(parents=True)
     for name in ("images.npy", "labels.npy"):
         (ready / name).touch()
     rows.append(measured("snakemake, tables", project, runs, tables))
-    rows.append(
-        measured("tables alone", project, runs, [sys.executable, "workflow/scripts/collect.py", "results/scale"])
-    )
+    alone = [sys.executable, "-m", "rankcollapse", "collect", "results/scale"]
+    rows.append(measured("tables alone", project, runs, alone))
     rows.append(measured("snakemake -n, after", project, runs, [*tables, "-n", "--quiet"]))
     rows.append(measured("a job's share", project, runs, [sys.executable, "-c", JOB]))
     return rows

@@ -24,19 +24,6 @@ from rankcollapse.library.feedback import feedback_layers
 
 NETS = ["mlp", "cnn4", "resnet18"]
 SHAPE = 3, 32, 32
-CONVOLUTIONS = [
-    {"kernel_size": 3, "padding": 1},
-    {"kernel_size": 1, "stride": 2, "bias": False},
-    {"kernel_size": 3, "stride": (2, 1), "padding": (0, 2)},
-    {"kernel_size": (1, 3), "dilation": (1, 2)},
-    {"kernel_size": 3, "groups": 2},
-    {"kernel_size": 3, "groups": 4, "out_channels": 8, "padding": 1},
-    {"kernel_size": 3, "padding": "valid", "stride": 2},
-    {"kernel_size": (4, 3), "padding": "same", "dilation": (1, 2)},
-    {"kernel_size": (3, 4), "padding": "same", "padding_mode": "reflect"},
-    {"kernel_size": 3, "padding": (2, 1), "padding_mode": "replicate"},
-    {"kernel_size": 3, "padding": 1, "padding_mode": "circular", "stride": 2, "groups": 2},
-]
 
 
 @pytest.fixture(autouse=True)
@@ -133,13 +120,7 @@ def test_resnet18_computes_what_torchvisions_computes_with_the_same_stem(build):
     torch.testing.assert_close(ours(x), theirs(x))
 
 
-class Counter(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("count", torch.zeros(()))
-
-
-@pytest.mark.parametrize("layer", [nn.PReLU(), nn.Conv1d(2, 2, 3), Counter()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("layer", [nn.PReLU(), nn.Conv1d(2, 2, 3)], ids=lambda m: type(m).__name__)
 def test_initialize_refuses_a_layer_whose_values_it_does_not_know(layer, refused):
     net = nn.Sequential(nn.Linear(2, 2), layer)
     refused(lambda: models.initialize(net, gen()), f"layer '1' is a {type(layer).__name__}", error=ValueError)
@@ -174,15 +155,6 @@ def test_linear_with_b_equal_to_w_gives_bp_gradients_to_the_bit(shape, bias, dev
     assert_exact_feedback_is_backpropagation(nn.Linear(5, 7, bias=bias), x if shape[-1] == 5 else x.t(), device)
 
 
-@pytest.mark.parametrize("options", CONVOLUTIONS, ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items()))
-@pytest.mark.parametrize("batch", [(3,), ()], ids=["batched", "unbatched"])
-def test_convolution_with_b_equal_to_w_gives_bp_gradients_to_the_bit(options, batch, device):
-    conv = nn.Conv2d(4, **{"out_channels": 6, **options})
-    if not has_bits(conv, device):
-        pytest.skip("no bits to ask for on a GPU")
-    assert_exact_feedback_is_backpropagation(conv, torch.randn(*batch, 4, 9, 8), device)
-
-
 @st.composite
 def convolutions(draw):
     def pair(low, high):
@@ -202,15 +174,27 @@ def convolutions(draw):
         inputs, outputs, kernel, stride, padding, dilation, groups, bias=draw(st.booleans()), padding_mode=mode
     )  # fmt: skip
     models.initialize(conv, gen(draw(st.integers(0, 9))))
-    return conv, (draw(st.integers(1, 3)), inputs, *size)
+    return conv, (*draw(st.sampled_from([(), (1,), (3,)])), inputs, *size)  # a single image, or a batch
 
 
-@settings(max_examples=100)
+@settings(max_examples=150)
 @given(convolutions())
-def test_any_convolution_with_b_equal_to_w_gives_bp_gradients_to_the_bit(device, drawn):
+def test_any_convolution_gives_bp_gradients_to_the_bit_by_w_and_sends_the_error_through_b_alone_by_another(
+    device, drawn
+):
     conv, shape = drawn
-    assume(has_bits(conv, device))
-    assert_exact_feedback_is_backpropagation(conv, torch.randn(shape, generator=gen(3)), device)
+    if has_bits(conv, device):
+        assert_exact_feedback_is_backpropagation(conv, torch.randn(shape, generator=gen(3)), device)
+    plain = copy.deepcopy(conv).double()
+    layer = convert(copy.deepcopy(plain), "fa", gen(1), models.init_weight).to(device)
+    x = torch.randn(shape, generator=gen(2), dtype=torch.float64)
+    delta = torch.randn(plain(x).shape, generator=gen(3), dtype=torch.float64)
+    found, expected = gradients(layer, x.to(device), delta.to(device)), gradients(explicit(plain, layer), x, delta)
+    exact = gradients(plain, x, delta)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].cpu(), value)
+        assert name == "input" or torch.allclose(value, exact[name]), name
+    assert not torch.allclose(expected["input"], exact["input"]) or not exact["input"].any()
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
@@ -349,20 +333,6 @@ def assert_feedback_alignment(found, plain, converted, x, delta, tolerance=None)
             assert torch.cosine_similarity(a, b, dim=0) > 0.97, name
             assert abs(float(a.norm() / b.norm()) - 1) < 0.06, name
             assert torch.cosine_similarity(bp, b, dim=0) < 0.8, f"{name}: backpropagation would pass"
-
-
-@pytest.mark.parametrize("options", CONVOLUTIONS, ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items()))
-def test_convolution_with_random_b_sends_the_error_through_b_alone(options, device):
-    groups = options.get("groups", 1)
-    plain = models.initialize(nn.Conv2d(4, **{"out_channels": 2 * groups, **options}), gen()).double()
-    conv = convert(copy.deepcopy(plain), "fa", gen(1), models.init_weight).to(device)
-    x = torch.randn(2, 4, 9, 8, generator=gen(2), dtype=torch.float64)
-    delta = torch.randn(plain(x).shape, generator=gen(3), dtype=torch.float64)
-    found, expected = gradients(conv, x.to(device), delta.to(device)), gradients(explicit(plain, conv), x, delta)
-    exact = gradients(plain, x, delta)
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name].cpu(), value)
-        assert torch.allclose(value, exact[name]) == (name != "input"), name
 
 
 @pytest.mark.parametrize("name", ["cnn4", "cnn4 batch", "resnet18", "layers"])

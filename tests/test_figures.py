@@ -1,9 +1,8 @@
-"""Each figure, run as the workflow runs it, on synthetic tables: what is drawn and said, against means by hand."""
+"""Each figure, by the function that the command line calls, on synthetic tables: what is drawn and said, by hand."""
 
-import ast
 import json
 import re
-import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,12 +12,13 @@ import pandas as pd
 import pytest
 import yaml
 
+from rankcollapse.render import drawing
+from rankcollapse.render.__main__ import main
+from rankcollapse.render.figures import titles
+from rankcollapse.render.text import number, over
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "workflow/scripts"))
-
-import drawing  # noqa: E402
-
-SCRIPTS = {path.stem: path for path in sorted((ROOT / "workflow/scripts/figures").glob("*.py"))}
+FIGURES = sorted(titles())
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
 SPECTRA = {
     "error": ["batch", "pooled"], "classifier_input_error": ["pooled"], "activation": ["batch"], "update": ["step"],
@@ -114,7 +114,7 @@ def candidates(g: np.random.Generator, study: str, arm: str, seeds: int) -> list
 
 @pytest.fixture
 def draw(tmp_path, monkeypatch):
-    """draw(figure, tables or their folder): runs the script; its figure and caption, which it saves at `out`."""
+    """draw(figure, tables or the results' folder): its figure and caption, which it saves at `out`."""
     drawn, save = {}, drawing.save
 
     def run(figure, tables, looks=LOOKS, out=None):
@@ -123,25 +123,15 @@ def draw(tmp_path, monkeypatch):
             save(made, caption, path) if out else drawing.plt.close(made)
 
         monkeypatch.setattr(drawing, "save", keep)
-        folder = tables
+        results = tables
         if isinstance(tables, dict):
-            folder = tmp_path / "tables"
-            folder.mkdir(exist_ok=True)
+            results = tmp_path
+            (results / "tables").mkdir(exist_ok=True)
             for name, table in tables.items():
-                place = tmp_path if name == "tuned" else folder  # beside the tables, as in results
-                table.to_csv(place / f"{name}.csv{'.gz' if name == 'ranks' else ''}", index=False)
-        command = [
-            "--tables",
-            str(folder),
-            "--tuned",
-            str(folder.parent / "tuned.csv"),
-            "--looks",
-            json.dumps(looks),
-            "--out",
-            str(tmp_path / f"{out}" / figure),
-        ]
-        monkeypatch.setattr(sys, "argv", [figure, *command])
-        runpy.run_path(str(SCRIPTS[figure]), run_name="__main__")
+                packed = ".gz" if name in ("ranks", "alignment", "norms") else ""
+                place = results if name == "tuned" else results / "tables"
+                table.to_csv(place / f"{name}.csv{packed}", index=False)
+        drawing.figure(figure, results, results / "tuned.csv", looks, tmp_path / f"{out}" / figure)
         return drawn["made"], drawn["caption"]
 
     return run
@@ -270,31 +260,20 @@ def test_the_drawn_data_are_the_runs_and_their_means_in_the_arms_own_colours(fig
     check(figure, draw(figure, tables)[0], tables)
 
 
-@pytest.mark.parametrize("figure", ARMS)
-def test_swapped_arms_are_seen_in_the_drawn_data(figure, draw):
-    tables, swap = tables_of(), {"fa": "fa+bn", "fa+bn": "fa"} if figure != "intervention" else {"bp": "fa", "fa": "bp"}
-    swapped = {name: table.assign(arm=table["arm"].replace(swap)) for name, table in tables.items()}
-    knobs = ["rule", "optimizer", "normalization", "update", "learning_blocks"]
-    names = tables["runs"].set_index(["study", "arm", "seed"])[knobs]
-    swapped["runs"] = swapped["runs"].drop(columns=knobs).join(names, on=["study", "arm", "seed"])
-    made, _ = draw(figure, swapped)
-    check(figure, made, swapped)
-    with pytest.raises(AssertionError):
-        check(figure, made, tables)
-
-
-@pytest.mark.parametrize("figure", ["error_rank", "gradient_rank", "remedies", "accuracy_vs_rank", "curves"])
-def test_swapped_measures_are_seen_in_the_drawn_data(figure, draw):
-    tables, swapped = tables_of(), tables_of()
-    for name, columns in {
-        "ranks": ["entropy_s", "entropy_s2"],
-        "epochs": ["train_loss", "validation_accuracy"],
-    }.items():
-        swapped[name][columns] = tables[name][columns[::-1]].to_numpy()
-    made, _ = draw(figure, swapped)
-    check(figure, made, swapped)
-    with pytest.raises(AssertionError):
-        check(figure, made, tables)
+def test_swapped_arms_and_measures_are_seen_in_the_drawn_data(draw):
+    tables, swap = tables_of(), {"fa": "fa+bn", "fa+bn": "fa"}
+    arms = {name: table.assign(arm=table["arm"].replace(swap)) for name, table in tables.items()}
+    arms["runs"] = tables["runs"].assign(test_accuracy=arms["runs"].sort_values(["study", "arm"])["test_accuracy"])
+    measures = {
+        **tables,
+        "ranks": tables["ranks"].rename(columns={"entropy_s": "entropy_s2", "entropy_s2": "entropy_s"}),
+    }
+    for figure, swapped in (("error_rank", measures), ("gradient_rank", measures), ("accuracy_vs_rank", measures),
+                            ("curves", {**tables, "epochs": arms["epochs"]})):  # fmt: skip
+        made, _ = draw(figure, swapped)
+        check(figure, made, swapped)
+        with pytest.raises(AssertionError):
+            check(figure, made, tables)
 
 
 def crosses(axes) -> list[str]:
@@ -323,13 +302,28 @@ def test_a_diverged_run_is_in_no_mean_and_ends_in_a_cross_within_the_limits(figu
 
 
 @pytest.mark.parametrize("figure", sorted(POINTS))
-def test_a_diverged_run_is_a_cross_and_no_point(figure, draw):
-    made, _ = draw(figure, tables_of({("fa", 0): "diverged"}))
+def test_a_diverged_run_is_a_cross_and_no_point_and_counts_in_accuracies(figure, draw):
+    tables = tables_of({("fa", 0): "diverged"})
+    made, caption = draw(figure, tables)
     for axes in panels(made):
         points = drawn_points(axes)
         if colour("fa") in points:
             assert len(points[colour("fa")]) == 3
             assert crosses(axes) == [colour("fa")]
+    study = ARMS[figure][0]
+    mine = 100 * tables["runs"].query(f"study == '{study}' and arm == 'fa'")["test_accuracy"]
+    if figure != "accuracy_vs_rank":
+        assert over(mine) in [text.get_text() for text in panels(made)[0].texts]
+        assert over(mine) in caption
+        assert "a diverged one with the accuracy that it ended with: n = 3 an arm" in caption
+        bars = [line for axes in panels(made) for line in axes.lines if line.get_marker() in "_|"]
+        (bar,) = [line for line in bars if mpl.colors.to_hex(line.get_color()) == colour("fa")]
+        np.testing.assert_allclose(np.nanmean(bar.get_xdata()), mine.mean())
+
+
+def test_a_diverged_run_counts_in_the_accuracies_of_the_ladder(draw):
+    tables = tables_of({("fa+bn", 0): "diverged"})
+    check("depth", draw("depth", tables)[0], tables)
 
 
 # ---- what single figures add ----
@@ -355,7 +349,8 @@ def test_the_null_of_a_cosine_is_a_band_over_the_finished_runs_of_the_arms_shown
         at = corners[corners[:, 0] == 1, 1]
         np.testing.assert_allclose([at.min(), at.max()], null.mean() + np.array([-2, 2]) * null.std())
     own = tables["alignment"].query("study == 'plain' and arm == 'fa+bn' and quantity == 'gradient_null'")
-    assert f"({own[own['layer'] == 'all']['value'].std():.2f})" in caption.split("FA+BN")[1]
+    own = own[own["layer"] == "all"]["value"].std()
+    assert f"({number(own, own)})" in caption.split("FA+BN")[1]
 
 
 def test_a_cosine_without_a_reference_is_struck_and_counted(draw):
@@ -411,8 +406,9 @@ def test_depth_goes_from_the_frozen_net_to_all_blocks_beside_those_that_learn_no
     runs = tables["runs"].groupby("arm")["test_accuracy"].mean() * 100
     (level,) = [line for line in axes.lines if mpl.colors.to_hex(line.get_color()) == colour("frozen-fa+bn")]
     np.testing.assert_allclose(level.get_ydata(), runs["frozen-fa+bn"])
-    assert f"FA+BN {runs['frozen+bn']:.1f} ± " in caption
-    assert "Finished runs: n = 3 an arm, 12 in all" in caption
+    frozen = 100 * tables["runs"].query("arm == 'frozen+bn'")["test_accuracy"]
+    assert f"FA+BN {over(frozen)} with 0" in caption
+    assert "ended with: n = 3 an arm, 12 in all" in caption
 
 
 def test_ranks_are_at_equal_loss_as_far_as_all_seeds_got(draw):
@@ -436,14 +432,14 @@ def test_ranks_are_at_equal_loss_as_far_as_all_seeds_got(draw):
 # ---- words and files ----
 
 
-@pytest.mark.parametrize("figure", sorted(SCRIPTS.keys() - {"tuning", "depth"}))  # the one of candidates, without FA
+@pytest.mark.parametrize("figure", sorted({*FIGURES} - {"tuning", "depth"}))  # the one of candidates, without FA
 def test_diverged_and_missing_runs_are_counted_in_the_caption(figure, draw):
     _, caption = draw(figure, tables_of({("fa", 0): "diverged", ("fa", 1): "missing"}))
     studies = 2 if figure == "accuracy_vs_rank" else 1
     assert f"; {studies} diverged (FA); {studies} missing (FA)" in caption
 
 
-@pytest.mark.parametrize("figure", SCRIPTS)
+@pytest.mark.parametrize("figure", FIGURES)
 def test_a_single_seed_has_no_spread(figure, draw):
     _, caption = draw(figure, tables_of(seeds=1))
     assert "over seeds" not in caption
@@ -452,7 +448,7 @@ def test_a_single_seed_has_no_spread(figure, draw):
 
 
 @pytest.mark.parametrize("outcome", ["diverged", "missing"])
-@pytest.mark.parametrize("figure", SCRIPTS)
+@pytest.mark.parametrize("figure", FIGURES)
 def test_a_grid_without_a_finished_run_is_said_to_be_one(figure, outcome, draw):
     lost = {(arm, seed): outcome for arms in STUDIES.values() for arm in arms for seed in range(3)}
     made, caption = draw(figure, tables_of(lost))
@@ -460,7 +456,7 @@ def test_a_grid_without_a_finished_run_is_said_to_be_one(figure, outcome, draw):
     assert "no finished run" in made.texts[0].get_text()
 
 
-@pytest.mark.parametrize("figure", SCRIPTS)
+@pytest.mark.parametrize("figure", FIGURES)
 def test_equal_tables_give_equal_bytes(figure, draw, tmp_path):
     for out in ("first", "second"):
         draw(figure, tables_of(), out=out)
@@ -469,7 +465,7 @@ def test_equal_tables_give_equal_bytes(figure, draw, tmp_path):
         assert first.read_bytes() == second.read_bytes()
 
 
-@pytest.mark.parametrize("figure", SCRIPTS)
+@pytest.mark.parametrize("figure", FIGURES)
 def test_an_arm_without_rows_of_a_quantity_is_left_out_of_its_panels_only(figure, draw):
     tables = tables_of()
     frozen = (tables["ranks"]["arm"] == "bp") & (tables["ranks"]["layer"] != "head")
@@ -478,12 +474,11 @@ def test_an_arm_without_rows_of_a_quantity_is_left_out_of_its_panels_only(figure
     assert len(panels(made)) == len(panels(draw(figure, tables_of())[0]))
 
 
-@pytest.mark.parametrize("figure", SCRIPTS)
+@pytest.mark.parametrize("figure", FIGURES)
 def test_the_committed_results_are_drawn_at_the_width_of_the_page(figure, draw):
     quick = yaml.safe_load((ROOT / "presets/quick.yaml").read_text(encoding="utf-8"))["studies"]
-    studies = {study["name"]: study["title"] for study in quick} if isinstance(quick, list) else quick
-    titles = {name: study if isinstance(study, str) else study["title"] for name, study in studies.items()}
-    made, caption = draw(figure, ROOT / "results/quick/tables", {"arms": CONFIG["arms"], "studies": titles})
+    looks = {"arms": CONFIG["arms"], "studies": {study["name"]: study["title"] for study in quick}}
+    made, caption = draw(figure, ROOT / "results/quick", looks)
     assert made.get_figwidth() == drawing.WIDTH
     assert made.get_figheight() <= drawing.PAGE
     sizes = [text.get_fontsize() for text in made.findobj(mpl.text.Text) if text.get_text()]
@@ -491,13 +486,29 @@ def test_the_committed_results_are_drawn_at_the_width_of_the_page(figure, draw):
     assert "\n" not in caption
 
 
-def test_each_figure_has_its_number_and_title():
-    heads = [ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).split("\n")[0] for path in SCRIPTS.values()]
-    assert all(re.fullmatch(r"\d+\. .+\.", head) for head in heads), heads
-    assert sorted(int(head.split(".")[0]) for head in heads) == [*range(1, len(heads) + 1)]
+def test_the_titles_are_numbered_and_read_without_matplotlib():
+    assert [title.partition(". ")[0] for title in titles().values()] == [f"{n}" for n in range(1, len(FIGURES) + 1)]
+    words = "import sys; from rankcollapse.render.figures import titles; titles(); print('matplotlib' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", words], cwd=ROOT, text=True) == "False\n"
+
+
+def test_the_command_line_draws_one_figure(draw, tmp_path):
+    draw("curves", tables_of())  # writes the tables
+    words = [
+        "--results",
+        tmp_path,
+        "--tuned",
+        tmp_path / "tuned.csv",
+        "--looks",
+        json.dumps(LOOKS),
+        "--out",
+        tmp_path / "c",
+    ]
+    assert main(["figure", "curves", *map(str, words)]) == 0
+    with pytest.raises(SystemExit):
+        main(["figure", "no", *map(str, words)])
 
 
 def test_the_look_of_every_arm_is_its_own():
     arms = CONFIG["arms"].values()
     assert len({look["colour"] for look in arms}) == len({look["label"] for look in arms}) == len(arms)
-    assert len({(look["colour"], look["marker"], look["line"]) for look in arms}) == len(arms)

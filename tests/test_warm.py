@@ -1,4 +1,4 @@
-"""Jobs forked from a process that has loaded their libraries: the same as `python ...`, in all that can be seen."""
+"""Jobs forked from a process that has loaded their libraries: the same as `python -m ...`, in all that can be seen."""
 
 import json
 import os
@@ -12,54 +12,42 @@ from pathlib import Path
 
 import pytest
 
-WARM = Path(__file__).parents[1] / "workflow" / "warm.py"
-PARENT = """
-import sys
-sys.path.insert(0, sys.argv[2])
-import warm
-print(warm.started(sys.argv[1]).pid, flush=True)
-sys.stdin.read()
-"""
+ROOT = Path(__file__).parents[1]
+WARM = ROOT / "workflow" / "warm.py"
+PARENT = f"import sys; sys.path.insert(0, {str(WARM.parent)!r}); import warm; command = warm.start(1) or ['none']\n"
+PARENT += "print(*command, sep='\\n', end='\\n\\n', flush=True); sys.stdin.read()"
 PIPES = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="jobs are forked on Linux alone")
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="jobs are forked on Linux alone")
 
 
-def wait_for(true, seconds=30.0):
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not come true"
+def wait_for_the_end(pid):
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{pid}/cwd").exists():  # one that has ended and that nobody has asked after has none
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def alive(pid):
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-
-
 class Server:
-    def __init__(self, folder):
-        self.socket = folder / "socket"
-        command = [sys.executable, "-c", PARENT, self.socket, WARM.parent]
-        self.parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.pid = int(self.parent.stdout.readline())
+    """A process that forks, the process it serves, and a folder for modules."""
 
-    def start(self, *arguments, **how):
-        return subprocess.Popen([sys.executable, "-S", WARM, self.socket, *arguments], text=True, **{**PIPES, **how})
+    def __init__(self, folder):
+        self.folder, env = folder, {**os.environ, "TMPDIR": str(folder)}
+        self.parent = subprocess.Popen([sys.executable, "-c", PARENT], text=True, env=env, **PIPES)
+        self.command = [*iter(lambda: self.parent.stdout.readline().strip(), "")]
+        children = Path(f"/proc/{self.parent.pid}/task/{self.parent.pid}/children").read_text(encoding="ascii")
+        self.pid = int(children or 0)
+
+    def start(self, text, *arguments):
+        """A command that runs the module of this text."""
+        name = f"told{time.monotonic_ns()}"
+        (self.folder / f"{name}.py").write_text(text, encoding="utf-8")
+        return subprocess.Popen([*self.command, "-m", name, *arguments], cwd=self.folder, text=True, **PIPES)
 
     def end(self):
         self.parent.kill()
-        self.parent.wait()
-        wait_for(lambda: not alive(self.pid))
-
-
-@pytest.fixture
-def server(tmp_path_factory):
-    made = Server(tmp_path_factory.mktemp("s"))
-    yield made
-    made.end()
+        self.parent.communicate()
+        wait_for_the_end(self.pid or self.parent.pid)
 
 
 @pytest.fixture(scope="module")
@@ -69,199 +57,141 @@ def shared(tmp_path_factory):
     made.end()
 
 
-@pytest.fixture
-def script(tmp_path):
-    """A function that writes a script and gives its path."""
-
-    def write(text):
-        (tmp_path / "script.py").write_text(text, encoding="utf-8")
-        return str(tmp_path / "script.py")
-
-    return write
-
-
-# ---- the same as python ----
-
 TELLING = """
-import json, os, sys
-import beside
-print(json.dumps([sys.argv[1:], os.getcwd(), os.environ.get("WORD"), sys.stdin.read(), __name__, beside.__file__]))
+import json, os, sys, beside
+print(json.dumps([sys.argv, os.getcwd(), dict(os.environ), sys.stdin.read(), __name__, beside.__file__, sys.path]))
 print("to stderr", file=sys.stderr)
 sys.exit(5)
 """
 
 
-@pytest.mark.parametrize("as_module", [False, True])
-def test_a_fork_has_the_arguments_folder_environment_streams_and_paths_of_its_command(
-    shared, script, tmp_path, as_module
-):
-    path = script(TELLING)
+def test_a_fork_has_the_arguments_folder_environment_streams_and_paths_of_its_command(shared, tmp_path):
     (tmp_path / "beside.py").write_text("", encoding="utf-8")
-    words = ["-m", "script"] if as_module else [path]
-    environment = {**os.environ, "WORD": "ä\udcff"}
-    how = {"cwd": tmp_path if as_module else "/", "env": environment, "text": True, "input": "given"}
-    cold = subprocess.run([sys.executable, *words, "a b", "--c"], capture_output=True, check=False, **how)
-    command = [sys.executable, "-S", WARM, shared.socket, *words, "a b", "--c"]
-    warm = subprocess.run(command, capture_output=True, check=False, **how)
-    assert (warm.returncode, warm.stdout, warm.stderr) == (cold.returncode, cold.stdout, cold.stderr)
-    assert warm.returncode == 5
-    assert json.loads(warm.stdout)[3] == "given"
-
-
-@pytest.mark.parametrize("has_path", [False, True])
-def test_a_fork_finds_modules_where_python_would(shared, script, tmp_path, has_path):
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(elsewhere) if has_path else ""}
-    path = script("import sys; print([p for p in sys.path])")
-    for words in ([path], ["-m", "script"]):
-        cold = subprocess.check_output([sys.executable, *words], env=environment, cwd=tmp_path)
-        command = [sys.executable, "-S", WARM, shared.socket, *words]
-        assert subprocess.check_output(command, env=environment, cwd=tmp_path) == cold
+    (tmp_path / "telling.py").write_text(TELLING, encoding="utf-8")
+    for path in ("", str(ROOT)):
+        how = {"cwd": tmp_path, "env": {**os.environ, "WORD": "ä\udcff", "PYTHONPATH": path}, "capture_output": True}
+        cold, warm = (
+            subprocess.run([*command, "-m", "telling", "a b", "--c"], text=True, input="given", **how)
+            for command in ([sys.executable], shared.command)
+        )
+        assert (warm.returncode, warm.stdout, warm.stderr) == (5, cold.stdout, cold.stderr)
+        assert json.loads(warm.stdout)[3] == "given"
 
 
 @pytest.mark.parametrize(
     ("text", "code", "said"),
-    [
-        ("pass", 0, ""),
-        ("import sys; sys.exit(None)", 0, ""),
-        ("import sys; sys.exit('a sentence')", 1, "a sentence"),
-        ("1 / 0", 1, "ZeroDivisionError"),
-        ("import os; os._exit(7)", 7, ""),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 137, ""),
-        ("import atexit, sys; atexit.register(print, 'at the end', file=sys.stderr)", 0, "at the end"),
-        ("raise KeyboardInterrupt", 130, ""),
-    ],
-)
-def test_a_command_ends_as_its_fork_does(shared, script, text, code, said):
-    process = shared.start(script(text))
-    _, err = process.communicate(timeout=60)
+    [("pass", 0, ""), ("import sys; sys.exit(None)", 0, ""), ("import sys; sys.exit('a sentence')", 1, "a sentence"),
+     ("1 / 0", 1, "ZeroDivisionError"), ("raise KeyboardInterrupt", 130, ""), ("import os; os.abort()", 137, ""),
+     ("import atexit, sys; atexit.register(print, 'at the end', file=sys.stderr)", 0, "at the end")],
+)  # fmt: skip
+def test_a_command_ends_as_its_fork_does(shared, text, code, said):
+    process = shared.start(text)
+    assert said in process.communicate(timeout=60)[1]
     assert process.returncode == code
-    assert said in err
 
 
-def test_libraries_are_there_already_and_nothing_of_this_project_is(shared, script):
-    path = script("import sys; print('pandas' in sys.modules, any(m.startswith('rankcollapse') for m in sys.modules))")
-    assert shared.start(path).communicate(timeout=60)[0] == "True False\n"
-
-
-def test_without_anybody_who_answers_the_command_is_python_itself(tmp_path, script):
-    path = script("import sys; print(sys.argv[1:], 'pandas' in sys.modules); sys.exit(3)")
-    command = [sys.executable, "-S", WARM, tmp_path / "none", path, "a"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (3, "['a'] False\n")
+def test_libraries_are_there_already_nothing_of_this_project_is_and_a_fork_is_named_by_its_arguments(shared):
+    text = "import os, sys\nprint(*(any(m.split('.')[0] == n for m in sys.modules) for n in sys.argv[3].split()))\n"
+    text += "print(os.popen(f'ps -o comm= {os.getpid()}').read().strip())"
+    for *words, library in (["train", "results/x", "torch"], ["figure", "accuracy", "pandas"]):
+        said = shared.start(text, *words, f"{library} rankcollapse").communicate(timeout=60)[0]
+        assert said == f"True False\n{' '.join(words)}\n"
 
 
 def test_a_run_trained_in_a_fork_has_the_bits_of_one_that_is_not(shared, tiny, data_dir, tmp_path):
     config = tiny(rule="fa", normalization="batch", optimizer="muon", lr=0.01, epochs=2, gradient_every=3)
     (tmp_path / "config.json").write_text(json.dumps(config.model_dump()), encoding="utf-8")
-    words = ["-m", "rankcollapse", "train", str(tmp_path / "config.json"), "--data-dir", str(data_dir)]
-    process = shared.start(*words, "--out", str(tmp_path / "warm"))
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    subprocess.run([sys.executable, *words, "--out", str(tmp_path / "cold")], check=True, capture_output=True)
+    words = f"-m rankcollapse train {tmp_path}/config.json --data-dir {data_dir} --threads 1".split()
+    for name, command in {"warm": shared.command, "cold": [sys.executable]}.items():
+        subprocess.run([*command, *words, "--out", tmp_path / name], check=True, capture_output=True, cwd=ROOT)
     names = {path.name for path in (tmp_path / "cold").iterdir()}
     assert {path.name for path in (tmp_path / "warm").iterdir()} == names >= {"checkpoint.pt", "spectra.npz"}
     for name in names - {"run.json", ".run.json"}:
         assert (tmp_path / "warm" / name).read_bytes() == (tmp_path / "cold" / name).read_bytes(), name
 
 
+# ---- plain Python where something refuses ----
+
+
+def test_without_anybody_who_answers_and_for_what_is_no_module_the_command_is_python_itself(shared, tmp_path):
+    text = "import sys; print(sys.argv[1:], 'torch' in sys.modules); sys.exit(3)"
+    (tmp_path / "told.py").write_text(text, encoding="utf-8")
+    for command in ([*shared.command[:-1], tmp_path / "none", "-m", "told"], [*shared.command, "-c", text]):
+        done = subprocess.run([*command, "a"], capture_output=True, text=True, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (3, "['a'] False\n")
+
+
+def test_where_the_folder_for_temporary_files_has_too_long_a_name_there_is_no_server(tmp_path):
+    (tmp_path / ("long" * 25)).mkdir()
+    made = Server(tmp_path / ("long" * 25))
+    made.end()
+    assert (made.command, [*made.folder.iterdir()]) == (["none"], [])
+
+
 # ---- signals and deaths ----
 
 WAITING = """
 import os, signal, sys, time
-def handle(number, frame):
-    print("got", number, flush=True)
-    if number != signal.SIGUSR1:
-        sys.exit(128 + number)
-for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-    signal.signal(number, handle)
-print(os.getpid(), flush=True)
-while True:
-    time.sleep(0.05)
+signal.signal(signal.SIGUSR1, lambda number, frame: print("saved", flush=True))
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+try:
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted")
 """
 
 
-def test_signals_are_passed_on(shared, script):
-    process = shared.start(script(WAITING))
-    process.stdout.readline()
-    process.send_signal(signal.SIGUSR1)
-    assert process.stdout.readline() == f"got {signal.SIGUSR1}\n"
-    process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=60)[0] == f"got {signal.SIGTERM}\n"
-    assert process.returncode == 128 + signal.SIGTERM
+def ends(process, number):
+    """What it says, and its exit status, after a signal."""
+    process.send_signal(number)
+    return *process.communicate(timeout=60), process.returncode
 
 
-def test_an_interrupt_is_python_s_own(shared, script):
-    text = "import time\nprint(1, flush=True)\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('yes')"
-    process = shared.start(script(text))
-    process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[0] == "yes\n"
-    assert process.returncode == 0
+def test_signals_are_passed_on_and_an_interrupt_is_python_s_own(shared):
+    for number, end in {signal.SIGTERM: ("", "", 143), signal.SIGINT: ("interrupted\n", "", 0)}.items():
+        process = shared.start(WAITING)
+        process.stdout.readline()
+        process.send_signal(signal.SIGUSR1)
+        assert process.stdout.readline() == "saved\n"
+        assert ends(process, number) == end
 
 
-def test_a_fork_dies_with_its_command_and_the_command_with_its_fork(shared, script):
-    process = shared.start(script(WAITING))
-    pid = int(process.stdout.readline())
-    process.kill()
-    wait_for(lambda: not alive(pid))
-    process.communicate()
-    process = shared.start(script(WAITING))
-    os.kill(int(process.stdout.readline()), signal.SIGKILL)
-    process.communicate(timeout=60)
-    assert process.returncode == 137
+def test_a_fork_dies_with_its_command_and_the_command_with_its_fork(shared):
+    first, second = shared.start(WAITING), shared.start(WAITING)
+    forks = [int(process.stdout.readline()) for process in (first, second)]
+    first.kill()
+    wait_for_the_end(forks[0])
+    os.kill(forks[1], signal.SIGKILL)
+    assert [process.communicate(timeout=60) and process.returncode for process in (first, second)] == [-9, 137]
 
 
-def test_a_command_that_is_killed_as_soon_as_it_has_asked_does_the_others_no_harm(server, script):
-    path = script("print('done')")
-    wanted = json.dumps([[path], "/", dict(os.environ)]).encode()
+def test_a_command_that_is_killed_as_soon_as_it_has_asked_does_the_others_no_harm(shared):
+    wanted = json.dumps([["-m", "told"], str(shared.folder), dict(os.environ)]).encode()
     for part in (wanted, wanted[:9], b""):  # the first loads libraries meanwhile
         with socket.socket(socket.AF_UNIX) as client, open(os.devnull) as null:
-            client.connect(str(server.socket))
+            client.connect(shared.command[-1])
             socket.send_fds(client, [struct.pack("!I", len(wanted))], [null.fileno()] * 3)
             client.sendall(part)
-    assert server.start(path).communicate(timeout=60)[0] == "done\n"
-    time.sleep(1)  # for an end that has begun
-    assert alive(server.pid), "and not by Python itself, since nobody answers"
+    assert shared.start("import os; print(os.getppid())").communicate(timeout=60)[0] == f"{shared.pid}\n"
 
 
-def test_many_at_once_each_have_their_own(shared, script):
-    path = script("import sys, time; time.sleep(0.2); print(sys.argv[1]); sys.exit(int(sys.argv[1]))")
-    started = [shared.start(path, str(i)) for i in range(20)]
+def test_many_at_once_each_have_their_own(shared):
+    text = "import sys, time; time.sleep(0.2); print(sys.argv[1]); sys.exit(int(sys.argv[1]))"
+    started = [shared.start(text, str(i)) for i in range(20)]
     assert [process.communicate(timeout=60)[0] for process in started] == [f"{i}\n" for i in range(20)]
     assert [process.returncode for process in started] == [*range(20)]
 
 
-def test_when_the_parent_dies_jobs_go_on_and_the_server_ends_after_them(server, script):
-    process = server.start(script(WAITING))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_jobs_go_on_when_the_server_ends_with_its_parent_or_is_killed(tmp_path, number):
+    server = Server(tmp_path)
+    process = server.start(WAITING)
     process.stdout.readline()
-    server.parent.kill()
-    server.parent.wait()
-    time.sleep(1.5)
-    assert alive(server.pid)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-    wait_for(lambda: not alive(server.pid))
-
-
-def test_signals_to_the_whole_group_do_not_end_the_server_before_its_jobs(server, script):
-    process = server.start(script(WAITING))
-    process.stdout.readline()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        os.kill(server.pid, number)
-    time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-
-
-def test_when_the_server_is_killed_its_jobs_are_told_to_end_and_their_commands_say_so(server, script):
-    process = server.start(script(WAITING))
-    pid = int(process.stdout.readline())
-    os.kill(server.pid, signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "run the same command again" in err
-    wait_for(lambda: not alive(pid))
+    os.kill(server.pid, number)  # those that mean its jobs as well do not end it
+    other = server.start("import os; print(os.getppid())")
+    here = other.communicate(timeout=60)[0] == f"{server.pid}\n"
+    assert (here, other.returncode) == (number != signal.SIGKILL, 0)
+    server.end()
+    assert not here or not [*tmp_path.glob("rankcollapse-*")], "it takes its socket with it"
+    assert ends(process, signal.SIGTERM)[2] == 143

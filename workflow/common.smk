@@ -49,6 +49,7 @@ PLAN = f"{RESULTS}/plan.json"  # made by no job; training is not to wait for it,
 TUNED = GRID.tuned or f"{RESULTS}/tuned.csv"
 TABLES = ["runs.csv", "epochs.csv", "ranks.csv.gz", "alignment.csv.gz", "norms.csv.gz"]
 TABLES = [f"{RESULTS}/tables/{name}" for name in TABLES]
+CHOSEN = [] if GRID.tuned else [TUNED] if RENDER_ONLY else [TUNED, f"{RESULTS}/candidates.csv"]  # what tuning makes
 READY = "data/ready"
 KEPT = f"{RESULTS}/.kept"  # with keep: the tables as they are before a job, which Snakemake begins by deleting them
 
@@ -283,12 +284,16 @@ def mend():
         altered = f"{what} since it was sealed" if what == "altered" else what
         print(f"{path} is {altered}: it is made again", file=sys.stderr)
     for target in {target for target, _, _ in found if target.exists()}:
-        os.replace(target, f"{target}.damaged")
+        try:
+            os.replace(target, f"{target}.damaged")
+        except OSError as error:
+            what = f"{target} cannot be moved aside ({error.strerror})"
+            raise WorkflowError(f"{what}: mend that, and run the same command again")
     tables = [Path(table) for table in (*TABLES, f"{RESULTS}/candidates.csv") if os.path.exists(table)]
     for table in tables if GRID.keep else ():
         files.write_bytes(f"{KEPT}/{table.name}", table.read_bytes())
-    if not files.manifest(RESULTS).exists() and not GRID.keep and not RENDER_ONLY:
-        for table in tables:  # made of runs, and sealed by nothing yet
+    if not RENDER_ONLY and not files.manifest(RESULTS).exists() and all(os.path.exists(made(name)) for name in RUNS):
+        for table in tables:  # sealed by nothing yet, and made again of runs that all are there
             table.unlink()
 
 

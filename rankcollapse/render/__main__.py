@@ -1,82 +1,53 @@
 """The command line: `python -m rankcollapse.render summarise | figure | pages | paper | readme`, see --help."""
 
 import argparse
+import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
 from rankcollapse.errors import InputError
 from rankcollapse.render.figures import titles
 
-# Each imports what it needs, and no more: a figure has no use for the paper's compiler.
+# Where the function of each command is. Imported then: a figure has no use for the paper's compiler.
+HOME = {"summarise": "summaries", "figure": "drawing", "pages": "pages", "paper": "paper", "readme": "readme"}
+PATHS = {"summarise": ["results", "--claims", "--published"], "figure": ["--results", "--tuned", "--out"]}
+PATHS |= {"pages": ["results", "figures", "--tuned"], "paper": ["--text", "--results", "--figures", "--out"]}
 
 
-def _summarise(args: argparse.Namespace) -> None:
-    from rankcollapse.render.summaries import summarise
-
-    summarise(args.results, args.claims, args.published, args.title)
-
-
-def _figure(args: argparse.Namespace) -> None:
-    from rankcollapse.render.drawing import figure
-
-    figure(args.name, args.results, args.tuned, args.looks, args.out)
-
-
-def _pages(args: argparse.Namespace) -> None:
-    from rankcollapse.render.pages import pages
-
-    pages(args.results, args.figures, args.tuned, args.names)
-
-
-def _paper(args: argparse.Namespace) -> None:
-    from rankcollapse.render.paper import paper
-
-    paper(args.text, args.names, args.results, args.figures, args.out)
-
-
-def _readme(args: argparse.Namespace) -> None:
-    from rankcollapse.render.readme import readme
-
-    readme(args.check)
+def _text(given: str) -> str:
+    """As UTF-8, whatever the locale takes it for."""
+    return os.fsencode(given).decode("utf-8")
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m rankcollapse.render", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
-    named = {"type": json.loads, "required": True, "metavar": "JSON", "help": "what things are called in this preset"}
-
-    def command(name: str, about: str, *paths: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=about)
+    made = {name: commands.add_parser(name) for name in HOME}
+    for name, paths in PATHS.items():
         for path in paths:
-            made.add_argument(path, type=Path, **({"required": True} if path.startswith("-") else {}))
-        return made
-
-    summarise = command("summarise", "summaries, claims and provenance", "results", "--claims", "--published")
-    summarise.add_argument("--title", required=True, help="what the preset is, in words")
-    figure = command("figure", "one figure with its caption", "--results", "--tuned", "--out")
-    figure.add_argument("name", choices=titles())
-    figure.add_argument("--looks", type=json.loads, required=True, help='JSON: {"arms": {...}, "studies": {...}}')
-    command("pages", "READMEs, and summaries as HTML", "results", "figures", "--tuned").add_argument("--names", **named)
-    paper = command("paper", "the PDF", "--text", "--results", "--figures", "--out")
-    paper.add_argument("--names", **named)
-    readme = command("readme", "the generated blocks of the README.md that is here")
-    readme.add_argument("--check", action="store_true", help="write nothing, and exit 2 if they are not up to date")
+            made[name].add_argument(path, type=Path, **({"required": True} if path.startswith("-") else {}))
+    made["figure"].add_argument("name", choices=titles())
+    made["summarise"].add_argument("--title", type=_text, required=True, help="what the preset is, in words")
+    for name, option in (("figure", "--looks"), ("pages", "--names"), ("paper", "--names")):
+        about = "what things are called, and look like, in this preset"
+        made[name].add_argument(option, type=json.loads, required=True, metavar="JSON", help=about)
+    made["readme"].add_argument(
+        "--check", action="store_true", help="write nothing, and exit 2 if it is not up to date"
+    )
     return top
 
 
-COMMANDS = {"summarise": _summarise, "figure": _figure, "pages": _pages, "paper": _paper, "readme": _readme}
-
-
 def main(arguments: list[str] | None = None) -> int:
-    args = parser().parse_args(arguments)
+    options = vars(parser().parse_args(arguments))
+    command = options.pop("command")
     try:
-        COMMANDS[args.command](args)
-    except InputError as error:
-        print(f"rankcollapse: {error}", file=sys.stderr)
-        return 2
-    except FileNotFoundError as error:
-        print(f"rankcollapse: {error.filename} is not there: make it first, or give its right path", file=sys.stderr)
+        getattr(importlib.import_module(f"rankcollapse.render.{HOME[command]}"), command)(**options)
+    except (InputError, FileNotFoundError) as error:
+        lost = getattr(error, "filename", None)
+        said = f"{lost} is not there: make it first, or give its right path" if lost else error
+        print(f"rankcollapse: {said}", file=sys.stderr)
         return 2
     return 0
 

@@ -10,43 +10,40 @@ import numpy as np
 import pandas as pd
 from pydantic import BeforeValidator, Field, model_validator
 from scipy import stats
-from typing_extensions import TypedDict
 
 from rankcollapse.errors import InputError
 from rankcollapse.experiment import config, datasets
-from rankcollapse.experiment.collect import KEYS
-from rankcollapse.render.tables import MEASURES, SPECTRUM, Tables, at_steps, ended, finished, last, lowest_loss, select
-from rankcollapse.render.tables import steps_at
+from rankcollapse.render import tables as tidy
+from rankcollapse.render.tables import MEASURES, SPECTRUM, Tables, ended, finished, select
 
-SOURCES = {"%": ("runs", "test_accuracy"), "cosine": ("alignment", "value"), **{m: ("ranks", m) for m in MEASURES}}
+# By measure: its table and column, and which runs count.
+SOURCES = {"%": ("runs", "test_accuracy", ended), "cosine": ("alignment", "value", finished)}
+SOURCES |= {measure: ("ranks", measure, finished) for measure in MEASURES}
 LEVEL = 0.05  # of a test; intervals are 1 - LEVEL
 # By family: what a difference on the claimed side is called, and one on the other.
 WORDS = {"statement": ("reproduced", "not reproduced"), "depth utility": ("better", "worse")}
+NOTE = {"abstract": "abstract", "summary": "unverified note"}  # where the paper's own numbers are read, by source
+TYPES = {"quantity": str, "layer": str, "scope": str, "rows": int}
+READING = ["n", "difference", "low", "high"]
+CONTROL = [f"control_{column}" for column in ("left", "right", "diverged", "missing", *READING)]
+CONTROL += ["rest", "rest_low", "rest_high"]
 
 
-class Quantity(TypedDict):
+def quantity(given: object) -> dict:
     """What is compared, as columns of claims.csv; `rows` is the T of a trajectory, None for all that was measured."""
-
-    quantity: str
-    layer: str | None
-    scope: str | None
-    rows: int | None
-    measure: str
-
-
-def quantity(given: object) -> Quantity:
     match given:
         case "accuracy":
-            return {"quantity": "accuracy", "layer": None, "scope": None, "rows": None, "measure": "%"}
-        case {"table": "ranks", "measure": measure, **rows} if measure in MEASURES and {*SPECTRUM} <= rows.keys() <= {
-            *SPECTRUM,
-            "rows",
-        }:
-            return {**{key: rows[key] for key in SPECTRUM}, "rows": rows.get("rows"), "measure": measure}
-        case {"table": "alignment", **rows} if rows.keys() == {"quantity", "layer"}:
-            return {**rows, "scope": None, "rows": None, "measure": "cosine"}
-    rank = f"table: ranks, quantity, layer, scope and measure ({', '.join(MEASURES)}), and rows if it is one T"
-    raise ValueError(f"it must be accuracy, or {rank}, or table: alignment, quantity and layer")
+            kind, what = "%", {"quantity": "accuracy"}
+        case {"table": "ranks", "measure": kind, **what} if kind in MEASURES and {*SPECTRUM} <= {*what} <= {*TYPES}:
+            pass
+        case {"table": "alignment", **what} if {*what} == {"quantity", "layer"}:
+            kind = "cosine"
+        case _:
+            what = {"quantity": None}
+    if all(isinstance(value, TYPES[key]) for key, value in what.items()):
+        return {**dict.fromkeys(TYPES), **what, "measure": kind}
+    rank = f"quantity, layer, scope and measure ({', '.join(MEASURES)}), and rows if it is one T"
+    raise ValueError(f"it must be accuracy, or table: ranks, {rank}, or table: alignment, quantity and layer")
 
 
 class Claim(config.Strict):
@@ -56,7 +53,7 @@ class Claim(config.Strict):
     source: Literal["abstract", "summary", "ours"]
     study: str
     dataset: str
-    quantity: Annotated[Quantity, BeforeValidator(quantity)]
+    quantity: Annotated[dict, BeforeValidator(quantity)]
     at: Literal["end", "equal loss"] = "end"
     left: str
     relation: Literal["less", "greater"]
@@ -73,6 +70,23 @@ class Claim(config.Strict):
         return self
 
 
+class DepthUtility(config.Strict):
+    places: dict[str, str]  # study: data set
+    frozen: dict[str, dict[str, str]]  # what learns in the frozen net: {arm: frozen arm}
+
+    def claims(self) -> list[dict]:
+        """One for each pair in each place: the arm is more accurate than the frozen one."""
+        same = {"family": "depth utility", "source": "ours", "quantity": "accuracy", "relation": "greater"}
+        return [
+            {**same, "study": study, "dataset": dataset, "left": left, "right": right, "frozen": learns}
+            | {"id": f"{study}-{left}-over-{right}"}
+            | {"statement": f"{label(left)} is more accurate than {label(right)} in {study}"}
+            for study, dataset in self.places.items()
+            for learns, pairs in self.frozen.items()
+            for left, right in pairs.items()
+        ]
+
+
 @functools.cache
 def base() -> dict:
     """The paper's grid, which has studies and arms that a preset may lack."""
@@ -83,112 +97,67 @@ def label(arm: str) -> str:
     return base()["arms"].get(arm, {"label": arm})["label"]
 
 
-class DepthUtility(config.Strict):
-    places: dict[str, str]  # study: data set
-    frozen: dict[str, dict[str, str]]  # what learns in the frozen net: {arm: frozen arm}
-
-    def claims(self) -> list[dict]:
-        """One for each pair in each place: the arm is more accurate than the frozen one."""
-        return [
-            {
-                "id": f"{study}-{left}-over-{right}",
-                "family": "depth utility",
-                "statement": f"{label(left)} is more accurate than {label(right)} in {study}",
-                "source": "ours",
-                "study": study,
-                "dataset": dataset,
-                "quantity": "accuracy",
-                "left": left,
-                "relation": "greater",
-                "right": right,
-                "frozen": learns,
-            }
-            for study, dataset in self.places.items()
-            for learns, pairs in self.frozen.items()
-            for left, right in pairs.items()
-        ]
-
-
 def read_claims(path: Path) -> list[Claim]:
     """The statements, then the depth utility. Raises InputError, one sentence, for a file that does not hold them."""
     found = config.read(path)
     try:
-        claims = found["statements"]
-        claims = claims + config.checked(DepthUtility, found["depth_utility"], f"{path}: depth_utility").claims()
+        depth = config.checked(DepthUtility, found["depth_utility"], f"{path}: depth_utility").claims()
+        claims = found["statements"] + depth
         return [config.checked(Claim, claim, f"{path}: claim {claim.get('id')!r}") for claim in claims]
     except (KeyError, AttributeError, TypeError) as error:
         what = "must hold statements, a list of claims, each a mapping, and depth_utility"
         raise InputError(f"{path} {what} ({' '.join(str(error).split())})") from error
 
 
-def counts(claim: Claim) -> Callable[[pd.DataFrame], pd.DataFrame]:
-    """Which rows a claim's means and tests are over, by the rule of divergence in tables.py."""
-    return ended if claim.quantity["measure"] == "%" else finished
-
-
 def measured(claim: Claim, arm: str, tables: Tables, over: Callable) -> pd.DataFrame:
     """The rows of the claim's quantity in one arm's runs that count. Raises InputError for a name that is not there."""
-    runs, (table, _) = tables["runs"], SOURCES[claim.quantity["measure"]]
-    known = {
-        "study": {*runs["study"], *(study["name"] for study in base()["studies"])},
-        "dataset": {*datasets.SETS},
-        "arm": {*runs["arm"], *base()["arms"]},
-    }
+    runs, rows = tables["runs"], over(tables[SOURCES[claim.quantity["measure"]][0]])
+    studies = {study["name"] for study in base()["studies"]}
+    known = {"study": {*runs["study"], *studies}, "dataset": {*datasets.SETS}, "arm": {*runs["arm"], *base()["arms"]}}
     place = {"study": claim.study, "dataset": claim.dataset, "arm": arm}
-    tested, rows, here = not over(select(runs, **place)).empty, over(tables[table]), ", ".join(place.values())
+    checked = [*known] if over(select(runs, **place)).empty else [*known, *SPECTRUM]
     for column, name in {**place, **claim.quantity}.items():
-        if column not in rows or name is None:
-            continue
-        options = known[column] if column in known else rows[column].unique()
-        if name not in options and column != "rows" and (tested or column in known):
-            near = difflib.get_close_matches(str(name), map(str, options), n=1)
-            names = ", ".join(sorted(map(str, options)))
-            right = f"did you mean {near[0]!r}?" if near else f"known: {names or 'none'}"
-            raise InputError(f"claim {claim.id!r}: {column} {name!r} is unknown in {here}; {right}")
-        rows = select(rows, **{column: name})
+        if column in rows and name is not None:
+            options = known.get(column, {*rows[column]})
+            if column in checked and name not in options:
+                near = difflib.get_close_matches(name, options, n=1)
+                right = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(options)) or 'none'}"
+                here = ", ".join(place.values())
+                raise InputError(f"claim {claim.id!r}: {column} {name!r} is unknown in {here}; {right}")
+            rows = select(rows, **{column: name})
     return rows
 
 
 def pairs(claim: Claim, left: str, right: str | float, tables: Tables, over: Callable | None = None) -> pd.DataFrame:
-    """Columns left and right, a row per seed that both have. over: which rows count, if not those of `counts`."""
-    column, over = SOURCES[claim.quantity["measure"]][1], over or counts(claim)
-    sides = [measured(claim, side, tables, over) for side in (left, right) if isinstance(side, str)]
+    """Columns left and right, a row per seed that both have. over: which runs count, if not those of SOURCES."""
+    _, column, counted = SOURCES[claim.quantity["measure"]]
+    sides = [measured(claim, side, tables, over or counted) for side in (left, right) if isinstance(side, str)]
     if claim.at == "equal loss":
-        found = at_equal_loss(sides, column, tables["epochs"])
+        steps = tidy.equal_loss(sides, tables["epochs"])[1]
+        found = [tidy.at_steps(rows, column, at) for rows, at in zip(sides, steps, strict=True)]
     else:
-        ends = [last(rows) if "step" in rows else rows for rows in sides]
+        ends = [tidy.last(rows) if "step" in rows else rows for rows in sides]
         found = [rows.set_index("seed")[column] for rows in ends]
     if not isinstance(right, str):
         found.append(pd.Series(float(right), index=found[0].index))
     return pd.concat(found, axis=1, keys=["left", "right"]).dropna()
 
 
-def at_equal_loss(sides: list[pd.DataFrame], column: str, epochs: pd.DataFrame) -> list[pd.Series]:
-    """`column` of both sides, by seed, at the lowest training loss that both runs of a seed reach."""
-    runs = [rows[KEYS].drop_duplicates() for rows in sides]
-    losses = [lowest_loss(mine.merge(epochs, on=KEYS)).droplevel(KEYS[:-1]) for mine in runs]
-    common = pd.concat(losses, axis=1).max(axis=1, skipna=False)
-    found = []
-    for rows, mine in zip(sides, runs, strict=True):
-        keys = pd.MultiIndex.from_frame(mine)
-        wanted = pd.Series(common.reindex(keys.get_level_values("seed")).to_numpy(), index=keys)
-        found.append(at_steps(rows, column, steps_at(epochs, wanted)).droplevel(KEYS[:-1]))
-    return found
-
-
-def interval(differences: pd.Series) -> tuple[float, float, float]:
-    """Mean, and the ends of its 95 % interval by Student's t; without ends for n < 2."""
+def reading(differences: pd.Series) -> list:
+    """How many pairs, their mean difference, and the ends of its 95 % interval by Student's t; none for n < 2."""
     mean, n = differences.mean(), len(differences)
     half = stats.t.ppf(1 - LEVEL / 2, n - 1) * differences.sem() if n > 1 else np.nan
-    return mean, mean - half, mean + half
+    return [n, mean, mean - half, mean + half]
 
 
-def reading(differences: pd.Series) -> dict:
-    """n pairs, their mean difference with its interval, and the p of Student's t."""
-    mean, low, high = interval(differences)
-    told = len(differences) > 1 and differences.sem() > 0
-    p = stats.ttest_1samp(differences, 0).pvalue if told else np.nan
-    return {"n": len(differences), "difference": mean, "low": low, "high": high, "p": p}
+def control(claim: Claim, differences: pd.Series, tables: Tables) -> dict:
+    """What the frozen nets have of the same gain, and what is left of it above theirs, paired by seed."""
+    if claim.control is None:
+        return dict.fromkeys(CONTROL)
+    two = pairs(claim, *claim.control, tables)
+    theirs, runs = two["left"] - two["right"], lost(claim, claim.control, tables).values()
+    values = *claim.control, *runs, *reading(theirs), *reading((differences - theirs).dropna())[1:]
+    return dict(zip(CONTROL, values, strict=True))
 
 
 def lost(claim: Claim, sides: list, tables: Tables) -> dict:
@@ -198,47 +167,31 @@ def lost(claim: Claim, sides: list, tables: Tables) -> dict:
     return {what: (outcomes == what).sum() for what in ("diverged", "missing")}
 
 
-def control(claim: Claim, differences: pd.Series, tables: Tables) -> dict:
-    """What the frozen nets have of the same gain, and what is left of it above theirs, paired by seed."""
-    columns = ["left", "right", "n", "diverged", "missing", "difference", "low", "high", "percent"]
-    columns = [*(f"control_{column}" for column in columns), "rest", "rest_low", "rest_high"]
-    if claim.control is None:
-        return dict.fromkeys(columns)
-    two = pairs(claim, *claim.control, tables)
-    theirs = two["left"] - two["right"]
-    gain = interval(theirs)
-    percent = 100 * gain[0] / differences.mean() if differences.mean() else np.nan
-    runs = len(theirs), *lost(claim, claim.control, tables).values()
-    values = (*claim.control, *runs, *gain, percent, *interval((differences - theirs).dropna()))
-    return dict(zip(columns, values, strict=True))
-
-
 def settle(claim: Claim, tables: Tables) -> dict:
     """One row of claims.csv, without the verdict. Raises InputError, one sentence, for a claim on what is not there.
 
     Its columns ending in _finished are the other reading of what diverged: as if those runs were not there.
     """
-    sides = [claim.left, claim.right]
+    sides, about = [claim.left, claim.right], claim.model_dump()
     two, sound = (pairs(claim, *sides, tables, over) for over in (None, finished))
-    difference = two["left"] - two["right"]
-    n, here = len(difference), select(tables["runs"], study=claim.study, dataset=claim.dataset)
+    here, given = select(tables["runs"], study=claim.study, dataset=claim.dataset), claim.paper is not None
+    row = {key: about[key] for key in ("id", "family", "statement", "source", "study", "dataset")} | claim.quantity
+    row |= {key: about[key] for key in ("at", "left", "relation", "right", "frozen")}
+    row["rates"] = "; ".join(here.loc[here["arm"].isin(sides), "rate"].drop_duplicates())
+    row |= {"left_mean": two["left"].mean(), "right_mean": two["right"].mean()} | lost(claim, sides, tables)
+    for ending, pair in (("", two), ("_finished", sound)):
+        difference = pair["left"] - pair["right"]
+        row |= dict(zip([f"{column}{ending}" for column in READING], reading(difference), strict=True))
+        told = len(pair) > 1 and difference.sem() > 0
+        row[f"p{ending}"] = stats.ttest_1samp(difference, 0).pvalue if told else np.nan
+    difference, n = two["left"] - two["right"], len(two)
     power = stats.t.ppf(1 - LEVEL / 2, n - 1) + stats.t.ppf(0.8, n - 1) if n > 1 else np.nan
-    theirs = {"abstract": "abstract", "summary": "unverified note"}  # where the paper's number is from
-    return {
-        **claim.model_dump(include={"id", "family", "statement", "source", "study", "dataset"}),
-        **claim.quantity,
-        **claim.model_dump(include={"at", "left", "relation", "right", "frozen"}),
-        "rates": "; ".join(here.loc[here["arm"].isin(sides), "rate"].drop_duplicates()),
-        "left_mean": two["left"].mean(),
-        "right_mean": two["right"].mean(),
-        **reading(difference),
+    return row | {
         "detectable": power * difference.sem(),
-        **lost(claim, sides, tables),
-        **{f"{key}_finished": value for key, value in reading(sound["left"] - sound["right"]).items()},
         **control(claim, difference, tables),
         "paper": claim.paper,
-        "paper_is": "" if claim.paper is None else "difference" if isinstance(claim.right, str) else "left",
-        "paper_source": "" if claim.paper is None else theirs.get(claim.source),
+        "paper_is": ("difference" if isinstance(claim.right, str) else "left") if given else None,
+        "paper_source": NOTE.get(claim.source) if given else None,
         "structural": claim.structural,
     }
 
@@ -251,26 +204,25 @@ def holm(p: pd.Series) -> pd.Series:
 
 def verdict(row: pd.Series) -> str:
     """By the rule at the head of paper/claims.yaml."""
-    claimed = 1 if row["relation"] == "greater" else -1
     if row["n"] == 0 and not row["diverged"]:
         return "not tested"
     if pd.notna(row["structural"]):
         return "by construction"
     if row["n"] < 2 or not row["p_holm"] < LEVEL:
         return "inconclusive"
-    holds, fails = WORDS[row["family"]]
+    claimed = 1 if row["relation"] == "greater" else -1
     if claimed * row["difference"] < 0:
-        return fails
-    gains = min(claimed * np.array([row["control_low"], row["control_high"]], dtype=float)) > 0
-    left_over = min(claimed * np.array([row["rest_low"], row["rest_high"]], dtype=float)) > 0
-    return "explained by the control" if gains and not left_over else holds
+        return WORDS[row["family"]][1]
+    ends = [["control_low", "control_high"], ["rest_low", "rest_high"]]
+    gains, left_over = (min(claimed * row[two].astype(float)) > 0 for two in ends)
+    return "explained by the control" if gains and not left_over else WORDS[row["family"]][0]
 
 
 def settled(claims: list[Claim], tables: Tables) -> pd.DataFrame:
     """claims.csv: a row per claim, with p-values corrected over its family and the verdict."""
     table = pd.DataFrame([settle(claim, tables) for claim in claims])
-    for reading_of in ("", "_finished"):
-        counted = table[f"p{reading_of}"].mask(table["structural"].notna())
+    for p in ("p", "p_finished"):
+        counted = table[p].mask(table["structural"].notna())
         corrected = counted.groupby(table["family"]).transform(holm)
-        table.insert(table.columns.get_loc(f"p{reading_of}") + 1, f"p_holm{reading_of}", corrected)
+        table.insert(table.columns.get_loc(p) + 1, p.replace("p", "p_holm", 1), corrected)
     return table.assign(verdict=table.apply(verdict, axis=1))

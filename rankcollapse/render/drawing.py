@@ -1,7 +1,6 @@
 """What figures share: panels, lines over seeds, points, marks of runs that diverged, words of captions, saving.
 
-What a figure's module is, says figures/__init__.py. Its tables are those of shown_tables, and its `looks` says by arm
-what it is drawn with: {"palette": {arm: colour}, "markers": ..., "dashes": ...}.
+What a figure's module is, says figures/__init__.py. `looks`: {"palette": {arm: colour}, "markers": ..., "dashes": ...}.
 """
 
 import importlib
@@ -19,7 +18,6 @@ from matplotlib.lines import Line2D
 from pandas import DataFrame
 from seaborn import FacetGrid
 
-from rankcollapse.errors import InputError
 from rankcollapse.experiment import files
 from rankcollapse.experiment.datasets import SETS
 from rankcollapse.render.figures import titles
@@ -30,33 +28,25 @@ WIDTH = 6.9  # inches: the text width of the paper, so that type is printed in t
 PAGE = 8.2  # inches: what a page holds above a caption
 SMALL = 7  # points: the smallest type
 GREY = "#666666"
+DOTTED = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (1, 2)), "zorder": 0}
 MARKED = "a point is a run, a cross one that diverged"
 MEASURES = {"entropy_s": "exp H(s)", "entropy_s2": "exp H(s²)"}
-DASHES = {
-    "-": "",
-    "--": (3.7, 1.6),
-    "-.": (6.4, 1.6, 1, 1.6),
-    ":": (1, 1.65),
-}  # matplotlib's own, as seaborn wants them
+# Matplotlib's own, as seaborn wants them.
+DASHES = {"-": "", "--": (3.7, 1.6), "-.": (6.4, 1.6, 1, 1.6), ":": (1, 1.65)}
 STYLE = {"axes.linewidth": 0.6, "lines.markersize": 3, "legend.frameon": False, "axes.edgecolor": "0.6"}
 STYLE |= {f"{axis}tick.{key}": value for axis in "xy" for key, value in {"major.width": 0.6, "major.size": 2.5}.items()}
 # Letters as outlines, the same picture in every viewer; and no random ids: equal data, equal bytes.
 STYLE |= {"svg.fonttype": "path", "svg.hashsalt": "rankcollapse"}
-
-
 Over = Callable[[DataFrame], DataFrame]  # from rows to those of runs that count: finished or ended
-
-# ---- rows ----
 
 
 def shown_tables(folder: Path, tuned: Path, shown: str, arms: dict[str, dict], studies: dict[str, str]) -> Tables:
     """The tables of tables.load cut to the runs shown, in the order of studies and arms, with arms by their labels.
 
-    Every row has what its arm is (rule, optimizer and so on), its `panel`, which is its study and data set, and
-    the panel's `title`, which says too what runs it lacks. `shown` may name, besides columns of runs.csv, whether any
-    run of the study has changed updates (`intervention`), whether the rule has a B, and so cosines of it (`aligned`),
-    whether some blocks alone learn (`ladder`), whether that is so in any arm of the study that has the run's optimizer
-    and normalization (`laddered`), and whether hidden weights stay as initialised (`control`).
+    A row has what its arm is, its `panel`, a study and data set, and the panel's `title`, which says too what runs it
+    lacks. `shown` may name, besides columns of runs.csv, whether any run of the study has changed updates
+    (`intervention`), whether the rule has a B (`aligned`), whether some blocks alone learn (`ladder`), or do in an arm
+    of the run's optimizer and normalization (`laddered`), and whether hidden weights stay as initialised (`control`).
     """
     tables = load(folder, tuned)
     runs, order = tables["runs"], {"study": [*studies], "arm": [*arms]}
@@ -89,28 +79,22 @@ def by_layer(table: DataFrame, most: int | None = None) -> DataFrame:
     """The rows of each panel's layers in the order of the net, with `place` and `name`; `all` is no layer.
 
     The arm that has most layers gives the order, since a frozen one has few. Of more than `most` layers the last, the
-    first, and others evenly between.
+    first, and others evenly between. `block3.residual.conv1` is named block 3, conv 1.
     """
-    kept = []
+    kept, words = [], {".residual.": ", ", ".shortcut.conv": ", shortcut", "head": "classifier"}
     for panel, part in table[table["layer"] != "all"].groupby("panel", sort=False):
         layers = max(part.groupby("arm")["layer"].unique(), key=len)
         places = np.linspace(len(layers) - 1, 0, min(most or len(layers), len(layers))).round().astype(int)
-        kept += [(panel, layers[place], place, layer_name(layers[place])) for place in places[::-1]]
-    return DataFrame(kept, columns=["panel", "layer", "place", "name"]).merge(table, on=["panel", "layer"])
+        kept += [(panel, layers[place], place) for place in places[::-1]]
+    rows = DataFrame(kept, columns=["panel", "layer", "place"])
+    rows["name"] = rows["layer"].replace({re.escape(part): word for part, word in words.items()}, regex=True)
+    rows["name"] = rows["name"].str.replace(r"([a-z])(\d)", r"\1 \2", regex=True)
+    return rows.merge(table, on=["panel", "layer"])
 
 
 def last_hidden(table: DataFrame) -> DataFrame:
     """The rows of each panel's last layer before the classifier, as by_layer has them."""
     return by_layer(table[table["layer"] != "head"], 1)
-
-
-# ---- words ----
-
-
-def layer_name(layer: str) -> str:
-    """`block3.residual.conv1` is block 3, conv 1; `head` is the classifier."""
-    layer = layer.replace(".residual.", ", ").replace(".shortcut.conv", ", shortcut").replace("head", "classifier")
-    return re.sub(r"([a-z])(\d)", r"\1 \2", layer)
 
 
 def under(ends: DataFrame, value: str) -> str:
@@ -130,13 +114,10 @@ def lost(runs: DataFrame) -> str:
 def standing(runs: DataFrame, spread: str, over: Over) -> str:
     """How many runs a figure's means are over, what became of the others, and how the spread over seeds is shown."""
     counts = over(runs).groupby(ARM)["seed"].count().reindex(runs[ARM].drop_duplicates(), fill_value=0)
-    n = " to ".join(f"{n}" for n in sorted({counts.min(), counts.max()}))
+    n = " to ".join(map(str, sorted({counts.min(), counts.max()})))
     kind = "Finished runs" if over is finished else "Runs, a diverged one with the accuracy that it ended with"
-    words = f"{kind}: n = {n} an arm, {counts.sum()} in all{lost(runs)}"
-    return words + (f"; {spread}: ± 1 standard deviation over seeds." if spread and counts.max() > 1 else ".")
-
-
-# ---- panels ----
+    band = f"; {spread}: ± 1 standard deviation over seeds" * bool(spread and counts.max() > 1)
+    return f"{kind}: n = {n} an arm, {counts.sum()} in all{lost(runs)}{band}."
 
 
 def facets(table: DataFrame, height: float, **more: object) -> FacetGrid:
@@ -147,16 +128,12 @@ def facets(table: DataFrame, height: float, **more: object) -> FacetGrid:
     """
     across = table.groupby("panel")["head"].transform(lambda heads: heads.factorize()[0]) if "head" in table else 0
     n, heads = table["panel"].nunique(), np.max(across) + 1
-    if heads > 2:
-        rows, columns, letters, places = n, heads, 28, {"row": "panel", "col": "across"}
-    elif heads == 2:
-        rows, columns, letters, places = 2, n, 13, {"row": "across", "col": "panel"}
-    else:
-        rows = -(-n // 4)
-        columns = -(-n // rows)
-        letters, places = 13, {"col": "panel", "col_wrap": columns}
-    wrapper = textwrap.TextWrapper(int(letters * WIDTH / columns), break_long_words=False)
-    titles = table["title"].map(wrapper.fill)
+    columns = heads if heads > 2 else n if heads == 2 else -(-n // -(-n // 4))
+    rows = n * heads // columns if heads > 1 else -(-n // columns)
+    places = {"row": "panel", "col": "across"} if heads > 2 else {"row": "across", "col": "panel"}
+    places = places if heads > 1 else {"col": "panel", "col_wrap": columns}
+    letters = int((28 if heads > 2 else 13) * WIDTH / columns)  # that a title has room for
+    titles = table["title"].map(textwrap.TextWrapper(letters, break_long_words=False).fill)
     height = min(height + 0.15 * titles.str.count("\n").max(), (PAGE - 0.7) / rows)
     more = {"height": height, "aspect": WIDTH / columns / height, "sharex": False, **more}
     grid = FacetGrid(table.assign(across=across, title=titles), **places, **more).set_titles("")
@@ -194,14 +171,10 @@ def legend(grid: FacetGrid, looks: dict, **more: object) -> None:
     arms = [arm for arm in looks["palette"] if (grid.data["arm"] == arm).any()]
     rows = -(-len(arms) // int(WIDTH / (0.055 * max(map(len, arms)) + 0.4)))
     keys = {"color": "palette", "marker": "markers", "dashes": "dashes"}
-    handles = [
-        Line2D([], [], label=arm, **{key: looks[look][arm] for key, look in keys.items()}, **more) for arm in arms
-    ]
+    styles = [{"label": arm} | {key: looks[look][arm] for key, look in keys.items()} for arm in arms]
+    handles = [Line2D([], [], **style, **more) for style in styles]
     grid.figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(arms) // rows), handlelength=2.6)
     grid.figure.set_figheight(grid.figure.get_figheight() + 0.15 + 0.15 * rows)
-
-
-# ---- marks ----
 
 
 def lines(grid: FacetGrid, x: str, y: str, looks: dict, over: Over = finished, **limits: object) -> None:
@@ -264,11 +237,7 @@ def accuracies(table: DataFrame, looks: dict, name: str) -> FacetGrid:
 def chance(grid: FacetGrid, line: str = "axhline", **wanted: object) -> None:
     """A dotted line at the accuracy of a guess."""
     for axes, part in cells(grid, **wanted):
-        guess = 100 * SETS[part["dataset"].iloc[0]].chance
-        getattr(axes, line)(guess, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
-
-
-# ---- files ----
+        getattr(axes, line)(100 * SETS[part["dataset"].iloc[0]].chance, **DOTTED)
 
 
 def save(figure: Figure, caption: str, out: Path) -> None:
@@ -281,15 +250,12 @@ def save(figure: Figure, caption: str, out: Path) -> None:
 
 def figure(name: str, results: Path, tuned: Path, looks: dict, out: Path) -> None:
     """Make a figure of the tables in `results`. looks: {"arms": {...}, "studies": {...}}."""
-    if name not in titles():
-        raise InputError(f"there is no figure {name!r}: it must be one of {', '.join(titles())}")
     module = importlib.import_module(f"rankcollapse.render.figures.{name}")
     plt.switch_backend("agg")
     sns.set_theme("paper", "ticks", font="DejaVu Sans", font_scale=0.8, rc=STYLE)  # a font that comes with matplotlib
     tables = shown_tables(results / "tables", tuned, module.SHOWN, **looks)
-    arms, keys = looks["arms"].values(), {"palette": "colour", "markers": "marker"}
-    drawn = {by: {arm["label"]: arm[key] for arm in arms} for by, key in keys.items()}
-    drawn["dashes"] = {arm["label"]: DASHES[arm["line"]] for arm in arms}
+    arms, keys = looks["arms"].values(), {"palette": "colour", "markers": "marker", "dashes": "line"}
+    drawn = {by: {arm["label"]: DASHES.get(arm[key], arm[key]) for arm in arms} for by, key in keys.items()}
     runs = tables["runs"]
     table = module.data(tables) if len(finished(runs)) else runs  # without one tables may have no rows to work on
     if finished(table).empty:  # the files are still expected

@@ -2,9 +2,8 @@
 
 import pandas as pd
 
-from rankcollapse.render import text
 from rankcollapse.render.claims import WORDS, label
-from rankcollapse.render.text import NONE, listed
+from rankcollapse.render.text import NONE, number
 
 VERDICTS = [*WORDS["statement"], "explained by the control", "inconclusive"]  # of what is counted, in this order
 
@@ -12,10 +11,8 @@ VERDICTS = [*WORDS["statement"], "explained by the control", "inconclusive"]  # 
 def findings(claims: pd.DataFrame) -> list[str]:
     """Whole sentences: what was reproduced, what the controls say, what is open. Empty without a tested claim."""
     tested = claims[claims["verdict"] != "not tested"]
-    if tested.empty:
-        return []
-    parts = [_reproduced, _depth_utility, _shares, _open]
-    return [sentence for part in parts for sentence in [part(tested)] if sentence]
+    parts = [_reproduced, _depth_utility, _open] if len(tested) else []
+    return [sentence for part in parts if (sentence := part(tested))]
 
 
 def _named(rows: pd.DataFrame, most: int = 4) -> str:
@@ -23,73 +20,53 @@ def _named(rows: pd.DataFrame, most: int = 4) -> str:
 
 
 def _points(value: float, low: float, high: float) -> str:
-    return "+" * (value > 0) + text.number(value, (high - low) / 2)
+    return "+" * (value > 0) + number(value, (high - low) / 2)
 
 
 def _reproduced(tested: pd.DataFrame) -> str:
     """The paper's statements and ours apart, and apart from both what is true by construction."""
-    rows = tested[tested["family"] == "statement"]
-    known, ours, said = rows["structural"].notna(), rows["source"] == "ours", []
-    for whose, part in (("statements of the paper tested here", rows[~ours & ~known]), ("of ours", rows[ours & ~known])):
-        by = [(verdict, part[part["verdict"] == verdict]) for verdict in VERDICTS]
-        counts = [f"{len(mine)} {verdict}" for verdict, mine in by if len(mine)]
-        said += [f"of {len(part)} {whose}, {listed(counts)}"] if len(part) else []
-    said += [f"{known.sum()} more by construction, not counted"] if known.any() else []
-    failed = rows[~known & (rows["verdict"] == WORDS["statement"][1])]
-    said += [f"not reproduced{_named(failed)}"] if len(failed) else []
-    words = "; ".join(said)
+    rows, said = tested[tested["family"] == "statement"], []
+    counted = rows[rows["structural"].isna()]
+    for ours, part in counted.groupby(counted["source"] == "ours"):
+        tally = part["verdict"].value_counts().reindex(VERDICTS).dropna().astype(int)
+        whose = "that we add" if ours else "statements of the paper tested here"
+        said.append(f"of {len(part)} {whose}, {', '.join(f'{n} {verdict}' for verdict, n in tally.items())}")
+    said += [f"{len(rows) - len(counted)} more by construction, not counted"] * (len(rows) > len(counted))
+    failed = [(verdict, counted[counted["verdict"] == verdict]) for verdict in VERDICTS[1:3]]
+    words = "; ".join([*said, *(f"{verdict}{_named(part)}" for verdict, part in failed if len(part))])
     return f"{words[0].upper()}{words[1:]}." if words else ""
 
 
 def _depth_utility(tested: pd.DataFrame) -> str:
     """By kind of frozen net: in how many comparisons FA beats it, and by what it does not."""
-    rows, said = tested[tested["family"] == "depth utility"], []
-    better, worse = WORDS["depth utility"]
+    rows, said, (better, worse) = tested[tested["family"] == "depth utility"], [], WORDS["depth utility"]
     for learns, part in rows.groupby("frozen", sort=False):
-        named = [
+        others = "; ".join(
             f"{label(r.left)} in {r.study} {_points(r.difference, r.low, r.high)}"
-            + (", which loses to it" if r.verdict == worse else "")
+            + ", which loses to it" * (r.verdict == worse)
             for r in part[part["verdict"] != better].itertuples()
-        ]
-        words = f"{learns} {(part['verdict'] == better).sum()} of {len(part)} times"
-        said.append(words + (f" (not {'; '.join(named)})" if named else ""))
+        )
+        won = (part["verdict"] == better).sum()
+        said.append(f"{learns} {won} of {len(part)} times{f' (not {others})' if others else ''}")
     what = "A net trained by FA beats the same net with frozen hidden weights, by what learns in that one, in points"
     return f"{what}: {'; '.join(said)}." if said else ""
-
-
-def _shares(tested: pd.DataFrame) -> str:
-    """What the frozen nets have of each gain in accuracy."""
-    rows = tested[tested["control_difference"].notna() & (tested["measure"] == "%") & (tested["difference"] > 0)]
-    said = [
-        f"{label(r.left)} over {label(r.right)} in {r.study} {_points(r.difference, r.low, r.high)} and "
-        + _points(r.control_difference, r.control_low, r.control_high)
-        + (f" ({r.verdict})" if r.verdict != WORDS["statement"][0] else "")
-        for r in rows.itertuples()
-    ]
-    return f"Gains in points, FA's and those of a frozen net by the same remedy: {'; '.join(said)}." if said else ""
 
 
 def _open(tested: pd.DataFrame) -> str:
     rows = tested[tested["verdict"] == "inconclusive"]
     statements, pairs = (rows[rows["family"] == family] for family in WORDS)
-    said = [f"{_count(statements, 'statement')}{_named(statements)}"] if len(statements) else []
-    said += [_count(pairs, "comparison") + " with a frozen net"] if len(pairs) else []
+    said = [f"{len(statements)} statement{'s' * (len(statements) != 1)}{_named(statements)}"] if len(statements) else []
+    said += [f"{len(pairs)} comparison{'s' * (len(pairs) != 1)} with a frozen net"] if len(pairs) else []
     return f"Open: {'; '.join([*said, 'and everything at the size of the paper'])}."
-
-
-def _count(rows: pd.DataFrame, word: str) -> str:
-    return f"{len(rows)} {word}{'s' * (len(rows) != 1)}"
 
 
 def depth_table(shown: pd.DataFrame) -> list[list[str]]:
     """Of claims.csv as text: a head, then a row for each net and frozen net, a column for each study; or nothing."""
-    rows = shown[shown["family"] == "depth utility"]
-    tested, found = rows["verdict"] != "not tested", {}
-    if not tested.any():
-        return []
-    studies = dict.fromkeys(rows.loc[tested, "study"])
+    rows, found = shown[shown["family"] == "depth utility"], {}
+    studies = dict.fromkeys(rows.loc[rows["verdict"] != "not tested", "study"])
     for row in rows.itertuples():
-        said = "not tested" if row.verdict == "not tested" else f"{row.difference} {row.verdict.split()[0]}"
+        said = row.verdict if row.verdict == "not tested" else f"{row.difference} {row.verdict.split()[0]}"
         found.setdefault((row.left, row.right, row.frozen), {})[row.study] = said
     head = ["trained net", "frozen net", "what learns in it", *studies]
-    return [head, *([*names, *(cells.get(study, NONE) for study in studies)] for names, cells in found.items())]
+    cells = [[*names, *(mine.get(study, NONE) for study in studies)] for names, mine in found.items()]
+    return [head, *cells] if studies else []

@@ -1,4 +1,4 @@
-"""READMEs of tables and figures, and summaries as HTML. Columns have their meanings in columns.yaml, settings in config.py."""
+"""READMEs of tables and figures, and summaries as HTML."""
 
 import html
 from pathlib import Path
@@ -18,33 +18,37 @@ STYLE = "* { font: 14px sans-serif; text-align: left; border-color: #ddd } dt { 
 
 def meaning(column: str) -> str:
     """Meaning and unit of a column of any table. Raises InputError for one that has none."""
+    (base, _, ending), (of, _, rest) = column.rpartition("_"), column.partition("_")
     if column in ABOUT["columns"]:
         return ABOUT["columns"][column]
     if column in Settings.model_fields:
         return Settings.model_fields[column].description
-    base, _, ending = column.rpartition("_")
+    if ending in ("low", "high"):
+        return f"{ending}er end of a 95 % interval"
+    if of in ("control", "reference") and rest:
+        return f"of the {of}: {meaning(rest)}"
     if ending in OVER:
         return f"{meaning(base)}; {OVER[ending]}"
-    raise InputError(f"column {column!r} has no meaning: add it to {Path('rankcollapse/render/columns.yaml')}")
+    raise InputError(f"column {column!r} has no meaning: add it to rankcollapse/render/columns.yaml")
 
 
-def tables(results: Path, tuned: Path, names: dict) -> str:
+def of_tables(results: Path, tuned: Path, names: dict) -> str:
     """README of results/<preset>: every CSV, its rows and its columns."""
-    lines = [f"# Tables: {names['title']}", "", "Generated. An empty field is a value that there is not.", ""]
+    lines = [f"# Tables: {names['title']}\n\nGenerated. An empty field is a value that there is not.\n"]
     for name, about in ABOUT["files"].items():
         table = read(tuned if name == "tuned.csv" else results / name)
-        lines += [f"## [{name}]({name})", "", f"{about} {len(table)} rows.", "", "| column | meaning |", "|---|---|"]
+        lines.append(f"## [{name}]({name})\n\n{about} {len(table)} rows.\n\n| column | meaning |\n|---|---|")
         lines += [*(f"| `{column}` | {meaning(column)} |" for column in table), ""]
     return "\n".join(lines)
 
 
-def figures(folder: Path, names: dict) -> str:
+def of_figures(folder: Path, names: dict) -> str:
     """README of figures/<preset>: every figure with its caption."""
-    lines = [f"# Figures: {names['title']}", "", "Generated, each with its caption.", ""]
-    for name in names["figures"]:
-        title, caption = names["titles"][name], (folder / f"{name}.txt").read_text(encoding="utf-8").strip()
-        lines += [f"## {title}", "", f"![{title}]({name}.svg)", "", caption, ""]
-    return "\n".join(lines)
+    parts = [f"# Figures: {names['title']}\n\nGenerated, each with its caption.\n"]
+    for name, title in ((name, names["titles"][name]) for name in names["figures"]):
+        caption = (folder / f"{name}.txt").read_text(encoding="utf-8")
+        parts.append(f"## {title}\n\n![{title}]({name}.svg)\n\n{caption}")
+    return "\n".join(parts)
 
 
 def summary(path: Path, names: dict) -> str:
@@ -58,9 +62,8 @@ def summary(path: Path, names: dict) -> str:
     return f"{head}{table.to_html(index=False)}<dl>{columns}</dl>\n"
 
 
-def pages(results: Path, folder: Path, tuned: Path, names: dict) -> None:
-    files.write_text(results / "README.md", tables(results, tuned, names))
-    files.write_text(folder / "README.md", figures(folder, names))
-    for path in [tuned, *(results / "summary").glob("*.csv")]:
-        name = "tuned" if path == tuned else path.stem
+def pages(results: Path, figures: Path, tuned: Path, names: dict) -> None:
+    files.write_text(results / "README.md", of_tables(results, tuned, names))
+    files.write_text(figures / "README.md", of_figures(figures, names))
+    for name, path in {"tuned": tuned, **{path.stem: path for path in (results / "summary").glob("*.csv")}}.items():
         files.write_text(results / "pages" / f"{name}.html", summary(path, names))

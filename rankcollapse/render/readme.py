@@ -11,7 +11,6 @@ from rankcollapse.experiment import config, files
 from rankcollapse.experiment.collect import read
 from rankcollapse.render.claims import base
 from rankcollapse.render.findings import depth_table
-from rankcollapse.render.tables import select
 from rankcollapse.render.text import NONE, number, shown
 
 README, QUICK, CHECKS = Path("README.md"), Path("results/quick"), Path("results/checks")
@@ -25,49 +24,40 @@ def markdown(rows: list[list[str]]) -> list[str]:
     return [head, "|---" * (head.count(" | ") + 1) + "|", *rows]
 
 
+INTRO = (
+    "Small networks, real CIFAR ({}), rates tuned on validation images. Difference of means over n seeds, paired, with "
+    "its 95 % interval; control: the same gain in a net with frozen hidden weights; p by Student's t, corrected over "
+    "the table by Holm. A diverged run counts with the accuracy that it ended with, not with ranks. Verdicts are on the "
+    "direction. [Tables](results/quick/summary/), [choices](results/quick/tuned.csv), [paper](paper/quick/replication.pdf).\n"
+)
+DEPTH = (
+    "\n**Depth utility**: test accuracy of a net trained by FA less that of the same net with hidden weights frozen at "
+    "initialisation, in points; ✓ the trained net is better, ✗ worse, ~ not told apart (Holm over this table).\n"
+)
+
+
 def block(claims: pd.DataFrame, provenance: dict, findings: str) -> list[str]:
     claims = shown(claims, {"labels": {arm: about["label"] for arm, about in base()["arms"].items()}})
     where = [provenance["device"], provenance.get("precision", []), provenance["finished"][:10]]
     where = ", ".join(part if isinstance(part, str) else "; ".join(part) for part in where if part)
     rows = [["statement (source)", "left − right", "control", "n", "rates", "p, Holm", "verdict"]]
-    statements = select(claims, family="statement")
-    for row in statements[statements["verdict"] != "not tested"].itertuples():
-        alone = f"; of finished runs alone {row.difference_finished}" if row.difference_finished != row.difference else ""
-        lost = f", n = {row.control_n}" if "(" in row.control_n else ""
-        why = "" if row.structural == NONE else f": {row.structural}"
-        cells = [f"{row.difference}{alone}", f"{row.control_difference}{lost}", row.n, row.rates]
-        rows.append([f"{row.statement} ({row.source})", *cells, f"{row.p}, {row.p_holm}", f"{row.verdict}{why}"])
+    for row in claims[(claims["family"] == "statement") & (claims["verdict"] != "not tested")].itertuples():
+        alone = f"; finished alone: {row.difference_finished}" * (row.difference_finished != row.difference)
+        control = row.control_difference + f", n = {row.control_n}" * ("(" in row.control_n)
+        verdict = row.verdict + f": {row.structural}" * (row.structural != NONE)
+        cells = [f"{row.statement} ({row.source})", row.difference + alone, control, row.n, row.rates]
+        rows.append([*cells, f"{row.p}, {row.p_holm}", verdict])
     depth = depth_table(claims)
-    about = (
-        "\n**Depth utility**: test accuracy of a net trained by FA less that of the same net with its hidden weights "
-        "frozen at initialisation, in points; ✓ the trained net is better, ✗ worse, ~ not told apart (Holm over this "
-        "table).\n"
-    )
-    return [
-        f"{findings}\n",
-        f"Small networks, real CIFAR ({where}), rates tuned on validation images. Difference of means over n seeds, "
-        "paired, with its 95 % interval; control: the same gain in a net with frozen hidden weights; p by Student's "
-        "t, and corrected over the table by Holm. A diverged run counts with the accuracy that it ended with, and "
-        "without its ranks and cosines. A verdict is on the direction. [Tables](results/quick/summary/), "
-        "[choices](results/quick/tuned.csv), [paper](paper/quick/replication.pdf).\n",
-        *markdown(rows),
-        *([about, *markdown(depth)] if depth else []),
-    ]
+    return [f"{findings}\n", INTRO.format(where), *markdown(rows), *([DEPTH, *markdown(depth)] if depth else [])]
 
 
-WAYS = {
-    "survived": "nothing was to be done",
-    "mended": "named and made again by the same command",
-    "by_hand": "by hand, where the machine refused something",
-    "lost": "lost",
-    "silent": "silently wrong",
-}
+WAYS = {"survived": "nothing was to be done", "mended": "named and made again by the same command"}
+WAYS |= {"by_hand": "by hand, where the machine refused something", "lost": "lost", "silent": "silently wrong"}
 
 
 def faults(table: pd.DataFrame) -> list[str]:
     """How the campaign of faults ended, a row per kind."""
-    counts = table[list(WAYS)].sum()
-    said = "; ".join(f"{counts[way]} {meaning}" for way, meaning in WAYS.items())
+    said = "; ".join(f"{table[way].sum()} {meaning}" for way, meaning in WAYS.items())
     sums = table.groupby("kind", sort=False)[["injected", *WAYS]].sum().reset_index()
     head = ["fault", "injected", *(way.replace("_", " ") for way in WAYS)]
     lines = [f"`make test-faults`, {table['injected'].sum()} faults on digits: {said}.\n"]
@@ -75,12 +65,9 @@ def faults(table: pd.DataFrame) -> list[str]:
 
 
 def slurm(table: pd.DataFrame) -> list[str]:
-    equal, names = table["outcome"].str.startswith("as a local run").sum(), "; ".join(table["fault"])
-    return [
-        f"`make test-slurm`, a real SLURM on one machine: {equal} of {len(table)} calls end with the checksums of a "
-        f"local run ({names}).",
-        "",
-    ]
+    equal = f"{table['outcome'].str.startswith('as a local run').sum()} of {len(table)} calls"
+    said = f"{equal} end with the checksums of a local run ({'; '.join(table['fault'])})"
+    return [f"`make test-slurm`, a real SLURM on one machine: {said}.", ""]
 
 
 def scale(table: pd.DataFrame) -> list[str]:
@@ -90,12 +77,6 @@ def scale(table: pd.DataFrame) -> list[str]:
     return [f"`make bench-scale`, {largest['runs'].iloc[0]:,} runs: {'; '.join(costs)}."]
 
 
-def checks() -> list[str]:
-    """Of those that were run."""
-    paths = {tell: CHECKS / f"{tell.__name__}.csv" for tell in (faults, slurm, scale)}
-    return [line for tell, path in paths.items() if path.exists() for line in tell(pd.read_csv(path))]
-
-
 def speed(path: Path) -> list[str]:
     """A device's figures, and of what misses its target, or cannot be timed there, what bounds it."""
     table = shown(pd.read_csv(path), {})
@@ -103,8 +84,7 @@ def speed(path: Path) -> list[str]:
     told = "; ".join(f"{row.what} {row.measured} {row.unit}" for row in table[~aimed].itertuples())
     rows = [["what, unit", "target", "measured [quartiles]", "noise", "n", "verdict", "what bounds it"]]
     for row in table[aimed].itertuples():
-        what = row.what if row.unit == "ratio" else f"{row.what}, {row.unit}"
-        bound = "" if row.verdict == "✓" else row.bound
+        what, bound = f"{row.what}, {row.unit}".removesuffix(", ratio"), "" if row.verdict == "✓ met" else row.bound
         rows.append([what, row.target, row.measured, row.noise, row.n, row.verdict, bound])
     picture = f"\n![Measured and targets on {device}]({path.with_name('bench.svg')})\n"
     return [f"**{device}**: {told}.", picture, *markdown(rows), ""]
@@ -113,11 +93,13 @@ def speed(path: Path) -> list[str]:
 def blocks() -> dict[str, list[str]]:
     findings = (QUICK / "summary" / "findings.txt").read_text(encoding="utf-8").strip().replace("\n", " ")
     claims = block(read(QUICK / "summary" / "claims.csv"), config.read(QUICK / "provenance.json"), findings)
+    paths = {tell: CHECKS / f"{tell.__name__}.csv" for tell in (faults, slurm, scale)}
+    checks = [line for tell, path in paths.items() if path.exists() for line in tell(pd.read_csv(path))]
     benchmarks = [line for path in sorted(BENCHMARKS.glob("*/bench.csv")) for line in speed(path)]
-    return {"claims": claims, "checks": checks(), "speed": benchmarks}
+    return {"claims": claims, "checks": checks, "speed": benchmarks}
 
 
-def readme(only_check: bool) -> None:
+def readme(check: bool) -> None:
     """Write the blocks, or raise InputError if they are not what the tables say."""
     text = new = README.read_text(encoding="utf-8")
     for name, generated in blocks().items():
@@ -125,7 +107,7 @@ def readme(only_check: bool) -> None:
         if new.count(begin) != 1 or new.count(end) != 1:
             raise InputError(f"{README}: the lines {begin!r} and {end!r} must stand in it once each")
         new = "\n".join([new[: new.index(begin)] + begin, *generated, new[new.index(end) :]])
-    if not only_check:
+    if not check:
         files.write_text(README, new)
     elif new != text:
         tables = f"{QUICK}/summary/claims.csv, {CHECKS} and {BENCHMARKS}"

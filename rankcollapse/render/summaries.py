@@ -12,14 +12,13 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from rankcollapse.errors import InputError
 from rankcollapse.experiment import files
 from rankcollapse.experiment.collect import write
 from rankcollapse.experiment.config import Settings
+from rankcollapse.render import tables as tidy
 from rankcollapse.render.claims import read_claims, settled
 from rankcollapse.render.findings import findings
-from rankcollapse.render.tables import ARM, ENDED, MEASURES, SPECTRUM, Tables, at_steps, finished, last, load
-from rankcollapse.render.tables import lowest_loss, steps_at
+from rankcollapse.render.tables import ARM, MEASURES, SPECTRUM, Tables, finished
 
 SETTINGS = ["rate", "lr", "weight_decay", "width", "learning_blocks", "rule", "normalization", "optimizer", "update"]
 GENERATED = [":!results", ":!figures", ":!README.md", ":(exclude,glob)paper/*/**"]
@@ -42,14 +41,14 @@ def accuracy(runs: pd.DataFrame, published: list[dict]) -> pd.DataFrame:
     sound = {f"{name}_finished": runs[name].where(runs["outcome"] == "finished") for name in names.values()}
     counts = dict.fromkeys(["planned", "diverged", "missing"], "sum")
     about = runs.groupby(ARM).agg({**counts, **dict.fromkeys(SETTINGS, "first")})
-    table = spread(runs.assign(**sound), ARM, [*names.values(), *sound], ENDED).join(about, on=ARM)
+    table = spread(runs.assign(**sound), ARM, [*names.values(), *sound], tidy.ENDED).join(about, on=ARM)
     theirs = pd.DataFrame(published, columns=[*ARM[1:], "paper_percent", "paper_source"])
     return table.merge(theirs, how="left", on=ARM[1:])
 
 
 def ends(table: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame:
     """Ranks or cosines at the end of a run; the rows of a matrix are the most that a run has."""
-    table, by = last(table, by=by), [*ARM, *by]
+    table, by = tidy.last(table, by=by), [*ARM, *by]
     made = spread(table, by, columns)
     for column, how in {"rows": "max", "struck": "sum"}.items():
         made = made.join(table.groupby(by)[column].agg(how), on=by) if column in table else made
@@ -61,47 +60,35 @@ def progress(tables: Tables) -> pd.DataFrame:
 
     Of the signals of one batch, of updates and of the latest gradients: their number of rows is that of any moment.
     """
-    runs, lowest = finished(tables["runs"]), lowest_loss(tables["epochs"])
+    runs = finished(tables["runs"])
     runs = runs[runs["learning_blocks"].isna() & ~runs["rule"].str.startswith("frozen") & (runs["update"] == "full")]
+    place, plain = [*ARM[:-1], "normalization"], runs[(runs["rule"] == "bp") & (runs["optimizer"] == "sgd")]
+    references = plain.drop_duplicates(place)[[*place, "arm"]].rename(columns={"arm": "reference"})
+    pairs = runs[runs["rule"] != "bp"].merge(references)[[*ARM, "reference"]].drop_duplicates()
     ranks = finished(tables["ranks"])
-    ranks = dict([*ranks[ranks["scope"].isin(["batch", "step", "window"])].groupby([*ARM, *SPECTRUM], sort=False)])
-    rows = []
-    for _, arms in runs.groupby(ARM[:-1], sort=False):
-        references = arms[(arms["rule"] == "bp") & (arms["optimizer"] == "sgd")].drop_duplicates("normalization")
-        references = references[["normalization", "arm"]].rename(columns={"arm": "reference"})
-        pairs = arms[arms["rule"] != "bp"].merge(references, on="normalization")
-        for (*arm, reference), both in pairs.groupby([*ARM, "reference"], sort=False):
-            other = [*arm[:-1], reference]
-            losses = pd.concat([lowest.loc[tuple(key)].reindex(both["seed"]) for key in (arm, other)], axis=1)
-            losses = losses.max(axis=1, skipna=False).dropna()
-            if losses.empty:
-                continue
-            steps = [steps_at(tables["epochs"], pd.concat({tuple(key): losses}, names=ARM)) for key in (arm, other)]
-            for key, table in ranks.items():
-                there = ranks.get((*other, *key[len(ARM) :]))
-                if key[: len(ARM)] == tuple(arm) and there is not None:
-                    rows.append(dict(zip([*ARM, *SPECTRUM], key, strict=True)) | {"reference": reference})
-                    rows[-1] |= _equal(table, there, steps, losses)
-    columns = [*ARM, "reference", *SPECTRUM, "n", "loss_mean"]
-    return pd.DataFrame(rows).reindex(columns=[*columns, *(c for c in (rows[0] if rows else ()) if c not in columns)])
-
-
-def _equal(table: pd.DataFrame, there: pd.DataFrame, steps: list[pd.Series], losses: pd.Series) -> dict:
-    """Means over seeds of both sides' ranks at these steps, which are those of these losses, by seed."""
-    values = {}
-    for side, rows, at in zip(("", "reference_"), (table, there), steps, strict=True):
-        for measure in ("entropy_s", "entropy_s2"):
-            values[side + measure] = at_steps(rows, measure, at).droplevel(ARM)
-    both = pd.DataFrame(values).dropna()
-    row = {"n": len(both), "loss_mean": losses.reindex(both.index).mean()}
-    return row | {f"{name}_{how}": getattr(both[name], how)() for name in values for how in ("mean", "std")}
+    spectra = dict([*ranks[ranks["scope"].isin(["batch", "step", "window"])].groupby([*ARM, *SPECTRUM], sort=False)])
+    by_arm, rows = dict([*runs.groupby(ARM)]), []
+    for *arm, reference in pairs.itertuples(index=False):
+        arms = tuple(arm), (*arm[:-1], reference)
+        losses, steps = tidy.equal_loss([by_arm[each] for each in arms], tables["epochs"])
+        for spectrum in [key[len(ARM) :] for key in spectra if key[: len(ARM)] == arms[0]]:
+            if (*arms[1], *spectrum) in spectra:
+                both = {
+                    side + measure: tidy.at_steps(spectra[*each, *spectrum], measure, at)
+                    for side, each, at in zip(("", "reference_"), arms, steps, strict=True)
+                    for measure in ("entropy_s", "entropy_s2")
+                }
+                both = pd.DataFrame({"loss": pd.Series(losses), **both}).dropna()
+                moments = {f"{key}_{how}": both[key].agg(how) for key in both for how in ("mean", "std")}
+                rows.append([*arm, reference, *spectrum, len(both), *moments.values()])
+                columns = [*ARM, "reference", *SPECTRUM, "n", *moments]
+    return pd.DataFrame(rows, columns=columns) if rows else pd.DataFrame(columns=[*ARM, "reference", *SPECTRUM, "n"])
 
 
 def cost(runs: pd.DataFrame) -> pd.DataFrame:
     """Seconds, throughput and peak memory of a finished run; probe_percent is the probes' share of training time."""
     runs = runs.assign(probe_percent=100 * runs["probe_seconds"] / runs["train_seconds"])
-    device = runs.groupby(ARM)["device"].agg(lambda names: "; ".join(sorted(set(names.dropna()))))
-    return spread(runs, ARM, ["seconds", "images_per_second", "memory_mb", "probe_percent"]).join(device, on=ARM)
+    return spread(runs, ARM, ["seconds", "images_per_second", "memory_mb", "probe_percent"])
 
 
 def commit(root: Path) -> str | None:
@@ -129,37 +116,24 @@ def grid_hash(runs: pd.DataFrame) -> str:
 def provenance(runs: pd.DataFrame, preset: str, title: str) -> dict:
     """What the results stand on: versions, hashes of code and config, machine, dates, seconds."""
     done = runs[runs["outcome"] != "missing"]
-    made_by = ["device", "precision", "python", "rankcollapse", "torch", "code"]
-    several = {key: sorted({*values.dropna().astype(str)}) for key, values in done.reindex(columns=made_by).items()}
+    made_by = done.reindex(columns=["device", "precision", "python", "rankcollapse", "torch", "code"])
+    several = {key: sorted({*values.dropna().astype(str)}) for key, values in made_by.items()}
     return {
-        "preset": preset,
-        "title": title,
+        **{"preset": preset, "title": title},
         "runs": {"planned": len(runs), **runs["outcome"].value_counts().to_dict()},
         "commit": commit(Path(__file__).resolve().parents[2]),
         "config_sha256": grid_hash(runs),
         **{key: values[0] if len(values) == 1 else values for key, values in several.items()},
-        "started": done["started"].min(),
-        "finished": done["finished"].max(),
+        **{"started": done["started"].min(), "finished": done["finished"].max()},
         "run_seconds": round(float(done["seconds"].sum())),
     }
 
 
-def published(path: Path) -> list[dict]:
-    """The paper's accuracies. Raises InputError, one sentence, for a file that does not hold a list of them."""
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if all({*each} == {*ARM[1:], "paper_percent", "paper_source"} for each in found):
-            return found
-    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read as a list of the paper's accuracies ({' '.join(str(error).split())})")
-    raise InputError(f"{path}: an entry must have {', '.join(ARM[1:])}, paper_percent and paper_source, and no more")
-
-
-def summarise(results: Path, claims: Path, numbers: Path, title: str) -> None:
+def summarise(results: Path, claims: Path, published: Path, title: str) -> None:
     """Write results/summary and provenance.json, from results/tables alone."""
-    tables = load(results / "tables")
+    tables = tidy.load(results / "tables")
     summaries = {
-        "accuracy": accuracy(tables["runs"], published(numbers)),
+        "accuracy": accuracy(tables["runs"], yaml.safe_load(published.read_text(encoding="utf-8"))),
         "ranks": ends(tables["ranks"], SPECTRUM, MEASURES),
         "alignment": ends(tables["alignment"], ["quantity", "layer"], ["value"]),
         "norms": ends(tables["norms"], ["quantity", "layer"], ["value"]),

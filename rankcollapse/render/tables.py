@@ -9,29 +9,25 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rankcollapse.errors import InputError
 from rankcollapse.experiment.collect import KEYS, read
 from rankcollapse.library import ranks
 
 ARM = KEYS[:-1]
 SPECTRUM = ["quantity", "layer", "scope"]
 MEASURES = list(ranks.MEASURES)
-
+FILES = ["runs.csv", "epochs.csv", "ranks.csv.gz", "alignment.csv.gz", "norms.csv.gz"]
+ENDED = ["finished", "diverged"]  # the other outcome is missing
 # A BP gradient that is smaller, beside its weights, than float32 tells apart is no reference for a cosine.
 FLOOR = 2.0**-23
-ENDED = ["finished", "diverged"]  # the others are missing
 
 Tables = dict[str, pd.DataFrame]
 
 
-def load(folder: Path, tuned: Path | str | None = None) -> Tables:
+def load(folder: Path, tuned: Path | None = None) -> Tables:
     """All, by name, and the table of choices. Accuracies are in %; a row has its run's `outcome`, and where it has a
     `step` the `epoch`. Cosines are as `strike` leaves them.
     """
-    tables = {path.name.split(".")[0]: read(path) for path in sorted(Path(folder).glob("*.csv*"))}
-    lacking = sorted({"runs", "epochs", "ranks", "alignment", "norms"} - tables.keys())
-    if lacking:
-        raise InputError(f"{folder} lacks the table of {lacking[0]}: it must be the folder of tables of a preset")
+    tables = {name.split(".")[0]: read(folder / name) for name in FILES}
     runs, epochs = tables["runs"], tables["epochs"]
     per_epoch = (epochs["step"] / epochs["epoch"]).groupby([epochs[key] for key in ARM]).first().rename("per_epoch")
     for name, table in tables.items():
@@ -59,25 +55,12 @@ def strike(alignment: pd.DataFrame, norms: pd.DataFrame) -> pd.DataFrame:
     return alignment.assign(struck=struck, value=alignment["value"].mask(struck))
 
 
-def steps_at(epochs: pd.DataFrame, losses: pd.Series) -> pd.Series:
-    """The step at which each run's training loss first reached its loss in `losses`, both by KEYS; NaN if never."""
-    curves = dict([*epochs.groupby(KEYS)])
-    found = [loss_step(curves[key], loss) if key in curves else np.nan for key, loss in losses.items()]
-    return pd.Series(found, index=losses.index, dtype=float)
-
-
-def at_steps(table: pd.DataFrame, value: str, steps: pd.Series) -> pd.Series:
-    """`value` of each run at its step in `steps`, by KEYS, interpolated linearly; NaN beyond what was measured."""
-    curves, found = dict([*table[np.isfinite(table[value])].groupby(KEYS)]), []
-    for key, step in steps.items():
-        at, values = curves[key][["step", value]].to_numpy().T if key in curves else ([-1.0], [np.nan])
-        found.append(np.interp(step, at, values, left=np.nan, right=np.nan))
-    return pd.Series(found, index=steps.index, dtype=float, name=value)
-
-
-def lowest_loss(epochs: pd.DataFrame) -> pd.Series:
-    """The lowest training loss that each run reaches, by KEYS."""
-    return epochs.groupby(KEYS)["train_loss"].min()
+def equal_loss(arms: list[pd.DataFrame], epochs: pd.DataFrame) -> tuple[dict, list[dict]]:
+    """By seed the lowest training loss that the runs of all these arms reach, and for each arm the steps where."""
+    curves = [dict([*rows[KEYS].drop_duplicates().merge(epochs, on=KEYS).groupby("seed")]) for rows in arms]
+    seeds = sorted(set.intersection(*map(set, curves)))
+    losses = {seed: max(mine[seed]["train_loss"].min() for mine in curves) for seed in seeds}
+    return losses, [{seed: loss_step(mine[seed], loss) for seed, loss in losses.items()} for mine in curves]
 
 
 def loss_step(curve: pd.DataFrame, loss: float) -> float:
@@ -92,6 +75,14 @@ def loss_step(curve: pd.DataFrame, loss: float) -> float:
     first = np.argmax(losses <= loss)
     there = slice(max(first - 1, 0), first + 1)
     return float(np.interp(-loss, -losses[there], steps[there], left=np.nan))
+
+
+def at_steps(rows: pd.DataFrame, value: str, steps: dict) -> pd.Series:
+    """By seed `value` of an arm's runs at their `steps`, interpolated linearly; NaN beyond what was measured."""
+    curves = dict([*rows[np.isfinite(rows[value])].groupby("seed")[["step", value]]])
+    found = {seed: curves[seed].to_numpy().T for seed in steps if seed in curves}
+    found = {seed: np.interp(steps[seed], *curve, left=np.nan, right=np.nan) for seed, curve in found.items()}
+    return pd.Series(found, dtype=float)
 
 
 def finished(table: pd.DataFrame) -> pd.DataFrame:

@@ -11,21 +11,14 @@ import pandas as pd
 NONE = "–"  # what there is not
 # By the value of an interval: its ends.
 ENDS = {"difference": ("low", "high"), "measured": ("low", "high"), "rest": ("rest_low", "rest_high")}
-ENDS |= {"control_difference": ("control_low", "control_high"), "difference_finished": ("low_finished", "high_finished")}
+ENDS |= {
+    "control_difference": ("control_low", "control_high"),
+    "difference_finished": ("low_finished", "high_finished"),
+}
 SIDES = ["left_mean", "right_mean", "detectable"]  # in the unit of `difference`, and as sure
 CHANCES = ["p", "p_holm", "p_finished", "p_holm_finished"]
-MARKS = {
-    "reproduced": "✓ reproduced",
-    "explained by the control": "○ explained by the control",
-    "not reproduced": "✗ not reproduced",
-    "inconclusive": "~ inconclusive",
-    "by construction": "by construction, not counted",
-    "better": "✓ better",
-    "worse": "✗ worse",
-    "met": "✓",
-    "within noise": "~ within noise",
-    "NOT MET": "✗ **not met**",
-}
+MARKS = {"reproduced": "✓", "better": "✓", "met": "✓", "not reproduced": "✗", "worse": "✗", "NOT MET": "✗"}
+MARKS |= {"explained by the control": "○", "inconclusive": "~", "within noise": "~"}
 
 
 def number(value: float, uncertainty: float = math.nan) -> str:
@@ -55,11 +48,11 @@ def over(values: pd.Series) -> str:
 def interval(value: float, low: float, high: float) -> str:
     """`−16.1 [−17.9, −14.3]`, without the ends where there are none."""
     half = (high - low) / 2
-    return number(value, half) + (f" [{number(low, half)}, {number(high, half)}]" if pd.notna(half) else "")
+    return number(value, half) + (f" [{number(low, half)}, {number(high, half)}]" if half > 0 else "")
 
 
 def chance(p: float) -> str:
-    return NONE if pd.isna(p) else "< 0.0001" if p < 1e-4 else number(p, p)
+    return "< 0.0001" if p < 1e-4 else number(p, p)
 
 
 def counted(n: float, diverged: float, missing: float) -> str:
@@ -68,42 +61,35 @@ def counted(n: float, diverged: float, missing: float) -> str:
     return number(n) + (f" ({', '.join(lost)})" if lost else "")
 
 
-def listed(words: list[str]) -> str:
-    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
+def word(value: object) -> str:
+    """Of a verdict with its mark."""
+    return NONE if pd.isna(value) else f"{MARKS.get(value, '')} {value}".strip()
 
 
 def shown(table: pd.DataFrame, names: dict) -> pd.DataFrame:
-    """A summary with every cell as text, and names as `names` label them.
+    """A summary with every cell as text, what is named as `names` label it, and verdicts marked.
 
     X_mean and X_std are one column, X, and so are a value and the ends of its interval; n says what became of runs.
     """
-    table, made = labelled(table, names), {}
-    gone = {end for value, ends in ENDS.items() if value in table for end in ends}
-    for column, values in table.items():
-        base, _, ending = str(column).rpartition("_")
-        start = column.removesuffix("n")
-        if ending == "mean" and f"{base}_std" in table:
-            made[base] = map(spread, values, table[f"{base}_std"])
-        elif column in ENDS:
-            made[column] = map(interval, values, *(table[end] for end in ENDS[column]))
-        elif column in SIDES:
-            made[column] = map(number, values, (table["high"] - table["low"]) / 2)
-        elif column in CHANCES:
-            made[column] = map(chance, values)
-        elif column in ("n", "control_n") and f"{start}diverged" in table:
-            made[column] = map(counted, values, *(table.get(f"{start}{k}", values * 0) for k in ("diverged", "missing")))
-        elif pd.api.types.is_float_dtype(values):
-            made[column] = map(number, values)
-        elif ending != "std" and column not in gone:
-            made[column] = values.astype(object).where(values.notna(), NONE).map(str)
-    made = {column: [*values] for column, values in made.items() if column not in gone and not column.endswith("_std")}
-    return pd.DataFrame(made).replace({"verdict": MARKS})
-
-
-def labelled(table: pd.DataFrame, names: dict) -> pd.DataFrame:
-    labels = names.get("labels", {})
+    labels, made = names.get("labels", {}), {}
     arms = dict.fromkeys(["arm", "left", "right", "control_left", "control_right", "reference"], labels)
+    arms["rate"] = {f"as {arm}": f"as {label}" for arm, label in labels.items()}
     table = table.replace({"study": names.get("studies", {}), "dataset": names.get("datasets", {}), **arms})
-    if "rate" in table:  # `as fa+bn`
-        table["rate"] = table["rate"].map(lambda rate: f"as {labels.get(rate[3:], rate[3:])}" if rate[:3] == "as " else rate)
-    return table
+    gone = {end for value, ends in ENDS.items() if value in table for end in ends}
+    for column in table.columns[~table.columns.isin(gone) & ~table.columns.str.endswith("_std")]:
+        values, base, start = table[column], column.removesuffix("_mean"), column.removesuffix("n")
+        given = [values]
+        if f"{base}_std" in table:
+            column, tell, given = base, spread, [values, table[f"{base}_std"]]
+        elif column in ENDS:
+            tell, given = interval, [values, *(table[end] for end in ENDS[column])]
+        elif column in SIDES:
+            tell, given = number, [values, (table["high"] - table["low"]) / 2]
+        elif f"{start}diverged" in table and column in ("n", "control_n"):
+            tell, given = counted, [values, table[f"{start}diverged"], table.get(f"{start}missing", values * 0)]
+        elif column in CHANCES:
+            tell = chance
+        else:
+            tell = number if pd.api.types.is_float_dtype(values) else word
+        made[column] = [*map(tell, *given)]
+    return pd.DataFrame(made)

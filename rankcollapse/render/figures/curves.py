@@ -1,27 +1,20 @@
-"""8. Training curves.
-
-Training loss and validation accuracy over epochs. All arms but the ladder and the frozen nets; a panel per study and
-data set.
-"""
-
-from pandas import DataFrame
-from seaborn import FacetGrid
+"""8. Training curves."""
 
 from rankcollapse.render import drawing
-from rankcollapse.render.tables import Tables, last, select
+from rankcollapse.render.tables import last, select
 
 SHOWN = "not (intervention or ladder or control)"
 SPREAD = "bands"
 HEADS = {"train_loss": "training loss", "validation_accuracy": "accuracy, %"}
 
 
-def data(tables: Tables) -> DataFrame:
+def data(tables):
     """A row per epoch and curve."""
     epochs = tables["epochs"].rename(columns=HEADS)
     return epochs.melt(epochs.columns.difference([*HEADS.values()]), [*HEADS.values()], "head")
 
 
-def draw(table: DataFrame, looks: dict) -> FacetGrid:
+def draw(table, looks):
     grid = drawing.facets(table, 1.7, sharey=False)
     drawing.share(grid, "dataset", "head")
     drawing.lines(grid, "epoch", "value", looks, xlim=(0, None), ylim=(0, None))
@@ -29,7 +22,7 @@ def draw(table: DataFrame, looks: dict) -> FacetGrid:
     return grid.set_axis_labels("epoch", "")
 
 
-def caption(table: DataFrame) -> str:
+def caption(table):
     ends = last(select(drawing.first(table), head=HEADS["train_loss"]), "value")
     return (
         f"Training loss, in nats, and validation accuracy (dotted: chance). {ends['panel'].iloc[0]}, "

@@ -1,14 +1,9 @@
-"""10. Depth.
+"""10. Depth."""
 
-Does depth pay? Test accuracy against the number of blocks that learn, counted from the classifier: 0 is the classifier
-alone. Horizontal: norm parameters learn too, hidden weights do not. A panel per study and data set that has such arms.
-"""
-
-from pandas import DataFrame, concat
-from seaborn import FacetGrid
+from pandas import concat
 
 from rankcollapse.render import drawing
-from rankcollapse.render.tables import Tables, ended, select
+from rankcollapse.render.tables import ended, select
 from rankcollapse.render.text import over
 
 SHOWN = "laddered and not intervention"
@@ -17,7 +12,7 @@ OVER = ended
 KIND = ["panel", "optimizer", "normalization"]  # what the frozen net that is k = 0 shares with a ladder
 
 
-def data(tables: Tables) -> DataFrame:
+def data(tables):
     """A row per run and ladder that it is on, with k, and as its arm that in which all blocks of the ladder learn."""
     runs, layers = tables["runs"], tables["norms"]
     blocks = layers["layer"].str.split(".").str[0].groupby(layers["panel"]).nunique() - 1  # the classifier is none
@@ -30,7 +25,7 @@ def data(tables: Tables) -> DataFrame:
     return concat([ladders, frozen, runs[runs["control"] & (runs["rule"] != "frozen")]], ignore_index=True)
 
 
-def draw(table: DataFrame, looks: dict) -> FacetGrid:
+def draw(table, looks):
     grid = drawing.facets(table, 2.1, sharey=False)
     drawing.share(grid, "dataset")
     for axes, part in drawing.cells(grid):  # before the lines, which settle the limits
@@ -44,7 +39,7 @@ def draw(table: DataFrame, looks: dict) -> FacetGrid:
     return grid.set_axis_labels("blocks that learn", "test accuracy, %")
 
 
-def caption(table: DataFrame) -> str:
+def caption(table):
     parts = []
     for arm, mine in drawing.first(table, OVER).groupby("arm", sort=False):
         values = [f"{over(values)} with {k:.0f}" for k, values in mine.groupby("k")["test_accuracy"]]
@@ -52,5 +47,5 @@ def caption(table: DataFrame) -> str:
     return (
         f"Test accuracy, in %, against the number of blocks that learn, counted from the classifier, others as "
         f"initialised; 0: the classifier alone. Horizontal: the norm parameters of all blocks learn too, and no hidden "
-        f"weight. {drawing.first(table)['panel'].iloc[0]}: {'; '.join(parts)}."
+        f"weight. {drawing.first(table, OVER)['panel'].iloc[0]}: {'; '.join(parts)}."
     )

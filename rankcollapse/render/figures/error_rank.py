@@ -1,14 +1,9 @@
-"""1. Error-signal effective rank.
+"""1. Error-signal effective rank."""
 
-Over training, without Muon, the ladder and the frozen nets: a strip per study and data set, with a panel per layer (δ =
-∂L/∂a of one probe batch) and, last, the errors at the classifier's input, pooled over all probes so far.
-"""
-
-from pandas import DataFrame, concat
-from seaborn import FacetGrid
+from pandas import concat
 
 from rankcollapse.render import drawing
-from rankcollapse.render.tables import Tables, last, select
+from rankcollapse.render.tables import last, select
 
 SHOWN = "not (intervention or ladder or control) and optimizer != 'muon'"
 SPREAD = "bands"
@@ -16,25 +11,24 @@ MEASURE = "entropy_s"  # Roy and Vetterli's own; with squares the pooled errors 
 LAYERS = 5  # panels of layers in a strip
 
 
-def data(tables: Tables) -> DataFrame:
+def data(tables):
     errors = drawing.by_layer(select(tables["ranks"], quantity="error", scope="batch"), LAYERS)
     pooled = select(tables["ranks"], quantity="classifier_input_error", scope="pooled")
     return concat([errors.assign(head=errors["name"]), pooled.assign(head="classifier input")])
 
 
-def draw(table: DataFrame, looks: dict) -> FacetGrid:
+def draw(table, looks):
     grid = drawing.facets(table, 1.4)
     drawing.lines(grid, "epoch", MEASURE, looks, xlim=(0, None), ylim=(0, None))
     return grid.set_axis_labels("epoch", f"effective rank,\n{drawing.MEASURES[MEASURE]}")
 
 
-def caption(table: DataFrame) -> str:
+def caption(table):
     ends = last(drawing.first(table), MEASURE, ["quantity", "layer"])
-    errors, pooled = (select(ends, quantity=quantity) for quantity in ("error", "classifier_input_error"))
-    lowest = select(errors, place=0)
+    lowest, pooled = select(ends, quantity="error", place=0), select(ends, quantity="classifier_input_error")
     return (
-        f"Effective rank ({drawing.MEASURES[MEASURE]}) of the error signal of {errors['rows'].iloc[0]} probe images, "
+        f"Effective rank ({drawing.MEASURES[MEASURE]}) of the error signal of {lowest['rows'].iloc[0]} probe images, "
         f"layer by layer, and of the errors at the classifier's input pooled over the probes so far. "
-        f"{ends['panel'].iloc[0]}, after training: {drawing.under(lowest, MEASURE)} in the first layer, "
+        f"{lowest['panel'].iloc[0]}, after training: {drawing.under(lowest, MEASURE)} in the first layer, "
         f"{drawing.under(pooled, MEASURE)} for the pooled errors."
     )

@@ -1,14 +1,7 @@
-"""2. Gradient-trajectory effective rank.
-
-Of the whole net: of the first T minibatch gradients and of the latest ones in a window of fixed length, against T. All
-arms but the ladder and the frozen nets; a panel per study and data set.
-"""
-
-from pandas import DataFrame
-from seaborn import FacetGrid
+"""2. Gradient-trajectory effective rank."""
 
 from rankcollapse.render import drawing
-from rankcollapse.render.tables import KEYS, Tables, last, select
+from rankcollapse.render.tables import KEYS, last, select
 
 SHOWN = "not (intervention or ladder or control)"
 SPREAD = "bands"
@@ -16,7 +9,7 @@ HEADS = {"cumulative": "first T gradients", "window": "latest gradients"}
 MEASURE = "entropy_s2"  # the one that gives the paper's picture
 
 
-def data(tables: Tables) -> DataFrame:
+def data(tables):
     """Both scopes, with T: how many gradients had been kept by then."""
     whole = select(tables["ranks"], quantity="gradient_trajectory", layer="all")
     kept = select(whole, scope="cumulative").set_index([*KEYS, "step"])["rows"]
@@ -24,13 +17,13 @@ def data(tables: Tables) -> DataFrame:
     return whole.join(kept.rename("T"), on=[*KEYS, "step"])
 
 
-def draw(table: DataFrame, looks: dict) -> FacetGrid:
+def draw(table, looks):
     grid = drawing.facets(table, 1.7, sharey="row")
     drawing.lines(grid, "T", MEASURE, looks, xlim=(0, None), ylim=(0, None))
     return grid.set_axis_labels("T, gradients", f"effective rank,\n{drawing.MEASURES[MEASURE]}")
 
 
-def caption(table: DataFrame) -> str:
+def caption(table):
     ends = last(select(drawing.first(table), scope="cumulative"), MEASURE)
     windows = " or ".join(f"{rows}" for rows in sorted(select(table, scope="window")["rows"].unique()))
     return (

@@ -1,23 +1,18 @@
-"""11. Rank at equal progress.
-
-Effective ranks against training loss, which falls to the right: of gradients, of errors and updates of the last hidden
-layer, and of the activations into the classifier. All arms but the controls; a strip per study and data set.
-"""
+"""11. Rank at equal progress."""
 
 import numpy as np
-from pandas import DataFrame, concat
-from seaborn import FacetGrid
+from pandas import concat
 
 from rankcollapse.experiment.datasets import SETS
 from rankcollapse.render import drawing
-from rankcollapse.render.tables import ARM, KEYS, Tables, finished, loss_step, select
+from rankcollapse.render.tables import ARM, KEYS, finished, loss_step, select
 
 SHOWN = "not (intervention or ladder or control)"
 SPREAD = "bands"
 LOSSES = 40  # along the axis of a panel, down from that of a guess
 
 
-def data(tables: Tables) -> DataFrame:
+def data(tables):
     """A row per finished run, quantity and loss of its panel, where all finished seeds of the arm have reached that."""
     ranks, epochs = finished(tables["ranks"]), finished(tables["epochs"])
     gradients = select(ranks, quantity="gradient_trajectory", layer="all", scope="window").assign(name="whole net")
@@ -29,8 +24,7 @@ def data(tables: Tables) -> DataFrame:
     }
     table = concat(part.assign(head=head + "\n" + part["name"]) for head, part in parts.items())
     table["rank"] = table["rank"].fillna(table["entropy_s"])
-    curves, found = dict([*epochs.groupby(KEYS)]), []
-    lowest = epochs.groupby("panel")["train_loss"].min()
+    curves, lowest, found = dict([*epochs.groupby(KEYS)]), epochs.groupby("panel")["train_loss"].min(), []
     for (*key, _), part in table.groupby([*KEYS, "head"], sort=False):
         guess = -np.log(SETS[part["dataset"].iloc[0]].chance)
         losses = np.linspace(guess, lowest[part["panel"].iloc[0]], LOSSES)
@@ -42,7 +36,7 @@ def data(tables: Tables) -> DataFrame:
     return table[seeds.transform("count") == seeds.transform("size")]
 
 
-def draw(table: DataFrame, looks: dict) -> FacetGrid:
+def draw(table, looks):
     grid = drawing.facets(table, 1.6, sharex="row", sharey=False)
     drawing.lines(grid, "loss", "rank", looks, ylim=(0, None))
     for axes, _ in drawing.cells(grid):
@@ -50,7 +44,7 @@ def draw(table: DataFrame, looks: dict) -> FacetGrid:
     return grid.set_axis_labels("training loss", "effective rank")
 
 
-def caption(table: DataFrame) -> str:
+def caption(table):
     return (
         f"Effective rank against training loss, in nats, which falls to the right: a run's rank when its loss first "
         f"reached a value, as far as all finished seeds of the arm did. Of the latest minibatch gradients of the whole "

@@ -1,16 +1,10 @@
-"""4. Ranks under Muon and normalisation.
-
-Layer by layer at the end of training: of errors pooled over training, of activations of one probe batch, and of the
-update of one step. All rules but BP, and BP under SGD for reference, without the ladder and the frozen nets; a strip
-per study and data set.
-"""
+"""4. Ranks under Muon and normalisation."""
 
 from matplotlib.scale import SymmetricalLogScale
-from pandas import DataFrame, concat
-from seaborn import FacetGrid
+from pandas import concat
 
 from rankcollapse.render import drawing
-from rankcollapse.render.tables import Tables, last, select
+from rankcollapse.render.tables import last, select
 
 SHOWN = "not (intervention or ladder or control) and (rule != 'bp' or optimizer == 'sgd')"
 SPREAD = "bands"
@@ -18,16 +12,13 @@ MEASURE = "entropy_s2"
 HEADS = {"errors, pooled": ("error", "pooled"), "activations": ("activation", "batch"), "updates": ("update", "step")}
 
 
-def data(tables: Tables) -> DataFrame:
+def data(tables):
     """The last rank of every run, quantity and layer."""
-    spectra = [
-        select(tables["ranks"], quantity=quantity, scope=scope).assign(head=head)
-        for head, (quantity, scope) in HEADS.items()
-    ]
-    return drawing.by_layer(last(concat(spectra), MEASURE, ["head", "layer"]))
+    parts = [select(tables["ranks"], quantity=q, scope=scope).assign(head=head) for head, (q, scope) in HEADS.items()]
+    return drawing.by_layer(last(concat(parts), MEASURE, ["head", "layer"]))
 
 
-def draw(table: DataFrame, looks: dict) -> FacetGrid:
+def draw(table, looks):
     grid = drawing.facets(table, 1.6)
     scale = SymmetricalLogScale(None, linthresh=1, linscale=0.3)  # down to 0, the rank of a matrix of zeros
     drawing.lines(grid, "place", MEASURE, looks, yscale=scale, ylim=(0, None))
@@ -40,11 +31,12 @@ def draw(table: DataFrame, looks: dict) -> FacetGrid:
     return grid.set_axis_labels("layer", f"effective rank,\n{drawing.MEASURES[MEASURE]}")
 
 
-def caption(table: DataFrame) -> str:
+def caption(table):
     here = drawing.first(table)
     layer = select(here, place=max(here["place"].max() - 1, 0))
     parts = [f"{head} {drawing.under(part, MEASURE)}" for head, part in layer.groupby("head", sort=False)]
     return (
-        f"Effective rank ({drawing.MEASURES[MEASURE]}, logarithmic axis) at the end of training. "
-        f"{layer['panel'].iloc[0]}, {layer['name'].iloc[0]}: {'; '.join(parts)}."
+        f"Effective rank ({drawing.MEASURES[MEASURE]}, logarithmic axis) at the end of training, of errors pooled over "
+        f"training, of activations of one probe batch, and of the update of one step. {layer['panel'].iloc[0]}, "
+        f"{layer['name'].iloc[0]}: {'; '.join(parts)}."
     )

@@ -1,15 +1,9 @@
-"""9. Tuning.
-
-Validation accuracy of every candidate over learning rates, with the choices marked: all tuned arms, interventions too;
-a panel per study and data set, with one for each optimizer in it.
-"""
+"""9. Tuning."""
 
 import numpy as np
-from pandas import DataFrame
-from seaborn import FacetGrid
 
 from rankcollapse.render import drawing
-from rankcollapse.render.tables import Tables, finished, select
+from rankcollapse.render.tables import finished, select
 from rankcollapse.render.text import number
 
 SHOWN = "rate == 'tuned'"
@@ -17,7 +11,7 @@ SPREAD = None
 NAMES = {"sgd": "SGD", "muon": "Muon"}
 
 
-def data(tables: Tables) -> DataFrame:
+def data(tables):
     """A row per candidate: its outcome is that of its worst seed, `path` whether its weight decay is the middle one."""
     table = tables["tuned"].rename(columns={"validation_percent_mean": "mean", "validation_percent_std": "std"})
     middle = table.groupby(["panel", "arm"])["weight_decay"].transform(lambda decays: decays.mode().iloc[0])
@@ -26,7 +20,7 @@ def data(tables: Tables) -> DataFrame:
     return table.assign(head=table["optimizer"].map(NAMES))
 
 
-def draw(table: DataFrame, looks: dict) -> FacetGrid:
+def draw(table, looks):
     grid = drawing.facets(table, 2.2)
     for axes, panel in drawing.cells(grid):
         axes.set_xscale("log")
@@ -47,7 +41,7 @@ def draw(table: DataFrame, looks: dict) -> FacetGrid:
     return grid.set_axis_labels("learning rate", "validation accuracy, %")
 
 
-def caption(table: DataFrame) -> str:
+def caption(table):
     epochs, seeds = (" to ".join(map(str, sorted({*table[column].agg(["min", "max"])}))) for column in ("epochs", "n"))
     spread = ", mean ± 1 standard deviation" if table["std"].notna().any() else ""
     best, checked = select(table, chosen=True), table.dropna(subset="full_percent")
