@@ -1,6 +1,5 @@
 """Each figure, by the function that the command line calls, on synthetic tables: what is drawn and said, by hand."""
 
-import json
 import re
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import pytest
 import yaml
 
 from rankcollapse.render import drawing
-from rankcollapse.render.__main__ import main
 from rankcollapse.render.figures import titles
 from rankcollapse.render.text import number, over
 
@@ -413,19 +411,6 @@ def test_the_titles_are_numbered_and_read_without_matplotlib():
     assert [title.partition(". ")[0] for title in titles().values()] == [f"{n}" for n in range(1, len(FIGURES) + 1)]
     words = "import sys; from rankcollapse.render.figures import titles; titles(); print('matplotlib' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", words], cwd=ROOT, text=True) == "False\n"
-
-
-def test_the_command_line_draws_one_figure(draw, tmp_path):
-    draw("curves", tables_of())  # writes the tables
-    words = [
-        f"--results={tmp_path}",
-        f"--tuned={tmp_path}/tuned.csv",
-        f"--looks={json.dumps(LOOKS)}",
-        f"--out={tmp_path}/c",
-    ]
-    assert main(["figure", "curves", *words]) == 0
-    with pytest.raises(SystemExit):
-        main(["figure", "no", *words])
 
 
 def test_the_look_of_every_arm_is_its_own():
