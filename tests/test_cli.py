@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from rankcollapse.__main__ import main
+from rankcollapse.errors import Stopped
 from rankcollapse.experiment import files, grid, job, machine
 from rankcollapse.experiment import plan as planning
 from rankcollapse.experiment.config import read, run_config
@@ -111,6 +112,16 @@ def test_divergence_is_shouted_but_is_no_error(training, config_file, tmp_path, 
     config_file.write_text(yaml.safe_dump({**RUN, "lr": 1e6, "rule": "bp"}), encoding="utf-8")
     assert main(training(config_file, "--out", tmp_path / "run")) == 0
     assert "DIVERGED in epoch 1" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("stop", "code"), [(Stopped("told to end", 15), 143), (KeyboardInterrupt("told to end"), 130)])
+def test_a_signal_ends_it_with_its_code_and_one_line(training, config_file, tmp_path, capsys, monkeypatch, stop, code):
+    def stopped(*arguments, **options):
+        raise stop
+
+    monkeypatch.setattr(job, "train", stopped)
+    assert main(training(config_file, "--out", tmp_path / "run")) == code
+    assert error(capsys) == "rankcollapse: told to end"
 
 
 # ---- train, from a plan ----
