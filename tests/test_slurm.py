@@ -23,19 +23,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_workflow import ROOT, copy_project, overlay, planned, snakemake
+from test_workflow import ROOT, copy_project, done, overlay, planned, snakemake
 
-PROFILE = ["--workflow-profile", "profiles/slurm"]
-SQUEUE = ["--slurm-status-command", "squeue"]
+PROFILE, SQUEUE = ["--workflow-profile", "profiles/slurm"], ["--slurm-status-command", "squeue"]
 SLURM = [*PROFILE, *SQUEUE, "--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "10"]
 TINY = ["results/tiny/tables/runs.csv", "--configfile", "tests/tiny.yaml", "auto.yaml"]
 LONG = ["--configfile", "tests/slurm/faults.yaml"]
+TIMES = "seconds train_seconds probe_seconds images_per_second memory_mb resumed started finished".split()  # noqa: SIM905
 # What a node with another processor and another Python would make of the grid by itself.
 ELSEWHERE = """
-import os
-if "SLURM_JOB_ID" in os.environ:
-    identity = lambda config, asked=None: "another"
-    precision = lambda device, dataset: "bfloat16"
+if "SLURM_JOB_ID" in __import__("os").environ:
+    identity, precision = lambda *config: "another", lambda *place: "bfloat16"
 """
 
 pytestmark = pytest.mark.slurm
@@ -44,13 +42,15 @@ pytestmark = pytest.mark.slurm
 class Call:
     """A call of Snakemake in a copy of a project."""
 
+    outcome = None  # in words, once it has been tested
+
     def __init__(self, project: Path, folder: Path, env: dict[str, str], arguments: list[str]):
-        self.folder, self.env = shutil.copytree(project, folder), env
+        self.folder, self.env, self.began = shutil.copytree(project, folder), env, time.monotonic()
         self.command = [sys.executable, "-m", "snakemake", *arguments]
         self.start()
 
     def start(self) -> None:
-        with open(self.folder / "said.txt", "a", encoding="utf-8") as log:
+        with (self.folder / "said.txt").open("a") as log:
             self.process = subprocess.Popen(self.command, cwd=self.folder, env=self.env, stdout=log, stderr=log)
 
     def text(self, path: str) -> str:
@@ -66,9 +66,8 @@ class Call:
         rows = (line.split("|") for line in lines)
         return {job: comment for job, comment, folder in rows if folder == str(self.folder)}
 
-    def asked(self) -> list[str]:
-        """What SLURM knows of each."""
-        return [self.run(f"scontrol show job {job}") for job in self.jobs()]
+    def asked(self, what: str) -> list[list[str]]:
+        return [re.findall(what, self.run(f"scontrol show job {job}")) for job in self.jobs()]
 
     def processes(self) -> dict[int, str]:
         """The commands of all that runs in the folder, by process id."""
@@ -83,31 +82,26 @@ class Call:
         """What `what` returns, once that is true."""
         end = time.monotonic() + 400
         while not (found := what()):
-            assert self.process.poll() is None, f"Snakemake has ended:\n{self.text('said.txt')[-3000:]}"
-            assert time.monotonic() < end, f"waited in vain:\n{self.text('said.txt')[-3000:]}"
+            assert self.process.poll() is None, self.text("said.txt")[-3000:]
+            assert time.monotonic() < end, self.text("said.txt")[-3000:]
             time.sleep(0.3)
         return found
 
+    def held(self) -> list[int]:
+        found = []  # those that train and have saved their state
+        for pid, command in self.processes().items():
+            out = re.match(r"\S*python\S* -m rankcollapse train .* --out (\S+)", command)
+            if out and not self.text(f"{out[1]}/run.json") and [*self.folder.glob(f"{out[1]}/state/*/step*.pt")]:
+                os.kill(pid, signal.SIGSTOP)
+                found.append(pid)
+        return found
+
     def midway(self, count: int = 1) -> list[int]:
-        """The processes of so many runs, once these have saved their state: they are held there."""
+        """The processes of so many runs, as soon as these have saved their state, when they are held."""
+        return self.wait(lambda: len(found := self.held()) == count and found)
 
-        def held() -> list[int]:
-            found = []
-            for pid, command in self.processes().items():
-                out = re.search(r"python\S* -m rankcollapse train .* --out (\S+)", command)
-                if out and not self.text(f"{out[1]}/run.json") and [*self.folder.glob(f"{out[1]}/state/*/step*.pt")]:
-                    os.kill(pid, signal.SIGSTOP)
-                    found.append(pid)
-            return found if len(found) == count else []
-
-        return self.wait(held)
-
-    def daemon(self, name: str) -> int:
-        """The process id of one of SLURM's."""
-        return int(Path(self.env["SLURM_CONF"]).with_name(f"{name}.pid").read_text(encoding="ascii"))
-
-
-# ---- what happens to a call ----
+    def end_daemon(self, name: str, number: int) -> None:
+        os.kill(int(Path(self.env["SLURM_CONF"]).with_name(f"{name}.pid").read_text(encoding="ascii")), number)
 
 
 def scancel(call: Call) -> None:
@@ -120,7 +114,7 @@ def scancel(call: Call) -> None:
 def kill_training(call: Call) -> None:
     """Of the second run of a job, when the first has ended."""
     call.wait(lambda: [*call.folder.glob("results/faults/runs/shared/*/*/*/run.json")])
-    os.kill(call.midway()[0], signal.SIGKILL)
+    os.kill(*call.midway(), signal.SIGKILL)
 
 
 def drain(call: Call) -> None:
@@ -136,7 +130,7 @@ def lose_node(call: Call) -> None:
     """A node hangs, daemon and process, and is given up; its process goes on when a retry waits for it elsewhere."""
     (old,), (job,) = call.midway(), call.jobs("running")
     node = call.run(f"squeue --noheader --jobs={job} --format=%N").strip()
-    os.kill(call.daemon(f"slurmd-{node}"), signal.SIGKILL)
+    call.end_daemon(f"slurmd-{node}", signal.SIGKILL)
     call.run(f"scontrol update nodename={node} state=down reason=test")
     call.wait(lambda: "is being written by another process: waiting" in call.text(LOG))
     os.kill(old, signal.SIGCONT)
@@ -156,9 +150,9 @@ def preempt(call: Call) -> None:
 
 
 def restart_slurmctld(call: Call) -> None:
-    """All calls notice."""
+    """Which all calls notice."""
     (pid,) = call.midway()
-    os.kill(call.daemon("slurmctld"), signal.SIGTERM)
+    call.end_daemon("slurmctld", signal.SIGTERM)
     time.sleep(5)
     call.run("slurmctld")
     os.kill(pid, signal.SIGCONT)
@@ -174,9 +168,9 @@ def kill_snakemake(call: Call) -> None:
     call.wait(lambda: "2 jobs of a Snakemake that was killed are cancelled" in call.text("said.txt"))
 
 
-RUN, LOG = "results/faults/runs/{}/digits/bp/seed{}/run.json", "results/faults/logs/train/alone/digits/bp/seed0.log"
-ONE, BOTH = [RUN.format("alone", 0)], [RUN.format("alone", seed) for seed in (0, 1)]
-SHARED = [RUN.format("shared", seed) for seed in (0, 1)]
+LOG = "results/faults/logs/train/alone/digits/bp/seed0.log"
+BOTH = [f"results/faults/runs/alone/digits/bp/seed{seed}/run.json" for seed in (0, 1)]
+ONE, SHARED = BOTH[:1], [run.replace("alone", "shared") for run in BOTH]
 GPU, WHERE = "--set-resources train:gpu=1", "--default-resources slurm_partition="
 WALL = "--set-resources train:runtime=2 --default-resources slurm_extra=\"'--signal=TERM@30'\""
 # By name: what happens, the runs that are asked for, how often one of them is resumed, and arguments of the call.
@@ -208,43 +202,35 @@ def env(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def calls(env, tmp_path_factory):
-    """The end of each call: its folder, and how long it took. They go on in the background."""
-    root, going = tmp_path_factory.mktemp("calls"), []
+    """The calls, once they have ended: they go on in the background."""
+    root, going = tmp_path_factory.mktemp("calls"), {}
     project = copy_project(root / "project")
     subprocess.run([sys.executable, "-m", "rankcollapse", "data", "digits"], cwd=project, check=True)
-    overlay(project, "auto.yaml", run={"precision": "auto"})
+    overlay(project, "auto.yaml", seeds=[0], run={"precision": "auto"})
     with (project / "rankcollapse/experiment/plan.py").open("a", encoding="utf-8") as module:
         module.write(ELSEWHERE)
 
-    def end(name: str, arguments: list[str], happening: Callable = lambda call: None) -> tuple[Call, float]:
-        start = time.monotonic()
-        call = Call(project, root / re.sub(r"\W+", "-", name), env, arguments)
-        going.append(call)
+    def end(name: str, arguments: list[str], happening: Callable = lambda call: None) -> Call:
+        call = going[name] = Call(project, root / re.sub(r"\W+", "-", name), env, arguments)
         happening(call)
         assert call.process.wait(600) == 0, call.text("said.txt")[-5000:]
-        return call, time.monotonic() - start
+        call.seconds = round(time.monotonic() - call.began)
+        return call
 
-    wanted = {name: ([*runs, *LONG, *SLURM, *shlex.split(by)], how) for name, (how, runs, _, by) in FAULTS.items()}
-    wanted |= {"long, local": ([*BOTH, *LONG, "--cores", "1"],), "none": ([*TINY, *SLURM],)}
-    wanted |= {"local": ([*TINY, "--cores", "1"],)}
+    wanted = {"none": ([*TINY, *SLURM],), "local": ([*TINY, "--cores", "1"],)}
+    wanted |= {name: ([*runs, *LONG, *SLURM, *shlex.split(by)], how) for name, (how, runs, _, by) in FAULTS.items()}
+    wanted["long, local"] = ([*BOTH, *LONG, "--cores", "1"],)
     with ThreadPoolExecutor(len(wanted)) as pool:
         try:
             yield {name: pool.submit(end, name, *how) for name, how in wanted.items()}
-        finally:
-            for call in going:  # a cancelled Snakemake (9.27) can hang, in the lock that its handler of SIGTERM takes
-                for pid in call.processes():
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-
-
-@pytest.fixture(scope="module")
-def record():
-    """How each fault ended, as one file if all did."""
-    rows = [("fault", "seconds", "outcome")]
-    yield rows
-    if len(rows) == len(FAULTS) + 2:
+        finally:  # a cancelled Snakemake (9.27) can hang, in the lock that its handler of SIGTERM takes
+            for pid in [pid for call in going.values() for pid in call.processes()]:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+    if all(name in going and going[name].outcome for name in ("none", *FAULTS)):
+        rows = [(name, going[name].seconds, going[name].outcome) for name in ("none", *FAULTS)]
         with (ROOT / "results/checks/slurm.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
+            csv.writer(file, lineterminator="\n").writerows([("fault", "seconds", "outcome"), *rows])
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -253,46 +239,36 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-# ---- how it ends ----
+def test_an_undisturbed_grid_is_as_a_local_one_on_nodes_that_would_plan_another(calls):
+    call, local = calls["none"].result(), calls["local"].result()
+    for part in ("results/tiny/runs", "results/tiny/tuning"):
+        assert digests(call.folder / part) == digests(local.folder / part)
+        assert len(digests(call.folder / part)) >= 12
+    for table in ("runs", "epochs"):
+        ours, theirs = (pd.read_csv(each.folder / f"results/tiny/tables/{table}.csv") for each in (call, local))
+        same = [name for name in ours if name not in TIMES]
+        pd.testing.assert_frame_equal(ours[same], theirs[same], check_exact=True)
+    assert planned(call.folder, *TINY[2:], *SLURM, TINY[0]) == {}, "nothing that a node has recorded counts"
+    call.outcome = "as a local run"
 
 
-def test_an_undisturbed_grid_is_as_a_local_one_on_nodes_that_would_plan_another(calls, record):
-    (call, seconds), (local, _) = calls["none"].result(), calls["local"].result()
-    results, there = (each.folder / "results/tiny" for each in (call, local))
-    for part in ("runs", "tuning"):
-        assert digests(results / part) == digests(there / part)
-        assert len(digests(results / part)) > 12
-    times = "seconds train_seconds probe_seconds images_per_second memory_mb resumed started finished".split()  # noqa: SIM905
-    for table in ("candidates.csv", "tuned.csv", *(f"tables/{path.name}" for path in there.glob("tables/*.csv*"))):
-        ours, theirs = (pd.read_csv(each / table).drop(columns=times, errors="ignore") for each in (results, there))
-        pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
-    assert planned(call.folder, *TINY[1:], TINY[0], *SLURM) == {}, "nothing that a node has recorded counts"
-    record.append(("none", round(seconds), "as a local run"))
-
-
-def test_short_runs_share_a_job_that_asks_for_one_and_light_rules_are_no_jobs(calls):
-    (call, _), (shared, _) = calls["none"].result(), calls["training killed in a shared job"].result()
+def test_a_job_asks_for_what_one_run_needs_and_short_runs_share_one(calls):
+    call, shared, two = (calls[name].result() for name in ("none", "training killed in a shared job", "scancel"))
     names = Counter(comment.split("_wildcards")[0] for comment in call.jobs().values())
-    assert names == {"rule_short-candidates_candidate": 1, "rule_short-runs_train": 1, "rule_train": 8}
-    assert not any("gres" in job for job in call.asked()), "the grid is one for CPUs"
-    one = ["TimeLimit=00:20:00", "TRES=cpu=1,mem=1000M,node=1,billing=1,gres/gpu=1", "TresPerJob=gres:gpu:1"]
-    assert [re.findall(r"TimeLimit=\S+|TRES=\S+|TresPer\S+", job) for job in shared.asked()] == [one, one]
-
-
-def test_what_is_not_shared_goes_on_at_once_and_each_job_sees_its_own_gpu(calls):
-    call, _ = calls["scancel"].result()
-    assert ["TresPerJob=gres:gpu:1" in job for job in call.asked()] == [True] * 4
-    assert sorted(call.seen) == ["0", "1"]
-    said = snakemake(call.folder, "-n", RUN.format("alone", 1), "--force", *LONG, *SLURM, "--config", "device=auto")
-    assert " gpu=1," in said.stdout + said.stderr
+    assert names == {"rule_short-candidates_candidate": 1, "rule_short-runs_train": 1, "rule_train": 4}
+    assert call.asked("gres") == [[]] * 6, "the grid is one for CPUs"
+    one = ["TRES=cpu=1,mem=1000M,node=1,billing=1", "TresPerJob=gres:gpu:1"]
+    assert two.asked(r"TRES=\S+|TresPer\S+") == [one] * 4
+    assert shared.asked(r"TimeLimit=\S+|TRES=\S+|TresPer\S+") == [["TimeLimit=00:20:00", *one]] * 2, "the time of two"
+    assert len({*two.seen}) == 2, "both at once, each with its own"
+    assert " gpu=1," in done(call.folder, "-nF", *LONG, *SLURM, "--config", "device=auto", "--", *ONE)
 
 
 def test_two_processes_of_one_allocation_with_two_gpus_have_one_each(env):
-    claim = "from rankcollapse.experiment import machine; import time; a = machine.one_gpu(1); print(a.__enter__()); "
-    one = shlex.join([sys.executable, "-c", f"{claim} time.sleep(5)"])
+    code = "import time; from rankcollapse.experiment.machine import one_gpu as o; c = o(1); print(c.__enter__())"
+    one = shlex.join([sys.executable, "-c", f"{code}; time.sleep(5)"])
     command = ["srun", "--gres=gpu:2", "bash", "-c", f"{one} & {one} & wait"]
-    said = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
-    assert sorted(said.stdout.split()) == ["0", "1"], said.stderr
+    assert len({*subprocess.check_output(command, env=env, cwd=ROOT, text=True).split()}) == 2
 
 
 @pytest.mark.parametrize(
@@ -307,21 +283,20 @@ def test_where_no_one_would_learn_how_jobs_end_the_call_stops_with_one_sentence(
     (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho 'MinJobAge = {age} sec'\n", encoding="ascii")
     (tmp_path / "scontrol").chmod(0o755)
     path = f"{tmp_path}:{env['PATH']}" if age else str(tmp_path)
-    call = snakemake(copy_project(tmp_path / "p"), *TINY, *PROFILE, *how, env={**env, "PATH": path})
+    call = snakemake(copy_project(tmp_path / "p"), *TINY[:-1], *PROFILE, *how, env={**env, "PATH": path})
     assert call.returncode != 0
     assert told in call.stderr
     assert not re.search("Traceback|submitted", call.stderr)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_after_a_fault_a_run_is_as_a_local_one(fault, calls, record):
-    (call, seconds), (local, _), times = calls[fault].result(), calls["long, local"].result(), 0
+def test_after_a_fault_a_run_is_as_a_local_one(fault, calls):
+    call, local, times = calls[fault].result(), calls["long, local"].result(), 0
     for run in FAULTS[fault][1]:
-        reference = Path(local.folder, run.replace("/shared/", "/alone/")).parent
-        assert digests(Path(call.folder, run).parent) == digests(reference)
+        assert digests((call.folder / run).parent) == digests((local.folder / run.replace("shared", "alone")).parent)
         resumed = json.loads(call.text(run))["resumed"]
         log = call.text(run.replace("/runs/", "/logs/train/").replace("/run.json", ".log"))
         assert ("resumed at step" in log) == (resumed > 0)
         times += resumed
     assert times == FAULTS[fault][2]
-    record.append((fault, round(seconds), f"as a local run; resumes: {times}"))
+    call.outcome = f"as a local run; resumes: {times}"

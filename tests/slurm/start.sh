@@ -44,7 +44,7 @@ SlurmctldPidFile=$dir/slurmctld.pid
 SlurmdPidFile=$dir/slurmd-%n.pid
 SlurmctldLogFile=$dir/slurmctld.log
 SlurmdLogFile=$dir/slurmd-%n.log
-NodeName=a Port=26818 CPUs=16 Gres=gpu:2 $here
+NodeName=a Port=26818 CPUs=16 Gres=gpu:5 $here
 NodeName=b Port=26819 CPUs=16 $here
 NodeName=c Port=26820 CPUs=16 $here
 NodeName=d Port=26821 CPUs=16 $here
@@ -57,7 +57,7 @@ PartitionName=narrow Nodes=e
 PartitionName=yielding Nodes=f
 PartitionName=urgent Nodes=f PriorityTier=2
 END
-for i in 0 1; do # a GPU is a device file to SLURM, and any will do
+for i in 0 1 2 3 4; do # a GPU is a device file to SLURM, and any will do
   mknod "$dir/gpu$i" c 1 3
   echo "NodeName=a Name=gpu File=$dir/gpu$i"
 done >"$dir/gres.conf"
