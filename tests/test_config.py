@@ -131,15 +131,12 @@ def test_every_name_that_a_knob_allows_is_one_the_library_knows():
     [
         ({"learning_rate": 0.1}, ["unknown key 'learning_rate'", "the keys here are dataset, train_images"]),
         ({"momentun": 0.1}, ["unknown key 'momentun'", "did you mean 'momentum'"]),
-        ({"device": "cpu"}, ["unknown key 'device'"]),
         ({1: 2}, ["unknown key", "1"]),
-        ({True: 2, "lr": 0.1, "x": 3}, ["unknown key"]),
         ({"lr": "1e-3"}, ["lr is '1e-3'", "YAML reads a number with an exponent only with a point: 1.0e-3"]),
         ({"train_images": 1238}, ["train_images is 1238", "leave 1237"]),
         ({"dataset": "cifar10", "train_images": 50_000}, ["train_images is 50000", "50000 training images"]),
         ({"validation_images": 1437}, ["validation_images is 1437", "1437 training images"]),
         ({"tuning_images": 1237}, ["validation_images is 200 and tuning_images 1237", "1437 training images"]),
-        ({"tuning_images": 1237, "tuning": True}, ["tuning_images 1237", "1437 training images"]),
         ({"tuning_images": 200, "train_images": 1038}, ["train_images is 1038", "tuning_images 200 leave 1037"]),
         (
             {"tuning_images": 200, "tuning": True, "train_images": 201},
@@ -147,7 +144,6 @@ def test_every_name_that_a_knob_allows_is_one_the_library_knows():
         ),
         ({"tuning_images": 60, "tuning": True}, ["batch_size is 64", "60 training images"]),
         ({"learning_blocks": 1, "rule": "frozen-fa"}, ["learning_blocks is 1", "under rule 'frozen-fa' no block"]),
-        ({"train_images": 100, "batch_size": 128}, ["batch_size is 128", "100 training images"]),
         ({"train_images": 64, "probe_images": 65}, ["probe_images is 65", "64 training images"]),
         ({"architecture": "cnn4", "precision": "bfloat16"}, ["precision is 'bfloat16'", "'float32'"]),
         ({"precision": "auto"}, ["precision is 'auto'", "'float32' or 'bfloat16'"]),
@@ -155,7 +151,6 @@ def test_every_name_that_a_knob_allows_is_one_the_library_knows():
         ({"update": "top_r"}, ["rank is missing"]),
         ({"update": "full_rank"}, ["norm is missing"]),
         ({"update": "top_r", "rank": 2, "optimizer": "muon"}, ["update 'top_r'", "optimizer must be 'sgd'"]),
-        ([1], ["run config"]),
         (None, ["run config"]),
     ],
     ids=str,
@@ -165,14 +160,14 @@ def test_what_is_no_run_is_refused_in_refused(values, words, refused):
 
 
 def test_numbers_of_steps_are_worked_by_hand():
-    config = run_config({"train_images": 1000, "batch_size": 64})
-    assert (datasets.training_images(config), datasets.steps_per_epoch(config)) == (1000, 15)
-    assert datasets.training_images(run_config({"dataset": "cifar10", "validation_images": 5000})) == 45_000
-    assert datasets.training_images(run_config({"train_images": 1237, "validation_images": 200})) == 1237
     apart = {"validation_images": 200, "tuning_images": 300}
-    assert datasets.training_images(run_config(apart)) == 937
-    assert datasets.training_images(run_config({**apart, "tuning": True})) == 300
-    assert datasets.training_images(run_config({**apart, "tuning": True, "train_images": 150})) == 150
+    counts = {
+        (1000, 15): {"train_images": 1000}, (45_000, 703): {"dataset": "cifar10", "validation_images": 5000},
+        (937, 14): apart, (300, 4): {**apart, "tuning": True}, (150, 2): {**apart, "tuning": True, "train_images": 150},
+    }  # fmt: skip
+    for expected, values in counts.items():
+        config = run_config({"batch_size": 64, **values})
+        assert (datasets.training_images(config), datasets.steps_per_epoch(config)) == expected
 
 
 # ---- files ----
@@ -187,34 +182,19 @@ def test_numbers_of_steps_are_worked_by_hand():
         ("\x00", "cannot be read as YAML"),
         ("? [1, 2]\n: 3", "cannot be read as YAML"),
         ("[" * 3000, "cannot be read as YAML"),
+        (b"\xff\xfe\x00\x81", "cannot be read as YAML"),
         ("x: !!python/object:os.system 1", "cannot be read as YAML"),
         ("title: 2020-13-45", "cannot be read as YAML"),
         ("lr: " + "1" * 5000, "cannot be read as YAML"),
     ],
-    ids=lambda text: text[:30],
+    ids=lambda text: str(text)[:30],
 )
 def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path, refused, text, words):
     path = tmp_path / "config.yaml"
-    path.write_text(text, encoding="utf-8")
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     refused(lambda: read(path), str(path), words)
-
-
-def test_a_missing_or_binary_file_is_refused_by_name(tmp_path, refused):
-    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x81")
-    for path in (tmp_path / "none", tmp_path / "binary", tmp_path):
-        refused(lambda path=path: read(path), str(path))
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [("lr: 1e-3", "lr is '1e-3'"), ("lr: .nan", "lr is nan"), ("epochs: 2.0", "epochs is 2.0"),
-     ("flip: 1", "flip is 1"), ("lr: 2020-01-01", "lr is datetime.date"), ("2: 3", "unknown key"),
-     ("~: 3", "unknown key"), ("lr: &a [*a]", "lr is "), ("? lr\n", "lr is None")],
-)  # fmt: skip
-def test_what_yaml_makes_of_a_value_is_refused_in_refused(tmp_path, refused, text, words):
-    path = tmp_path / "run.yaml"
-    path.write_text(text, encoding="utf-8")
-    refused(lambda: run_config(read(path)), words)
+    refused(lambda: read(tmp_path), str(tmp_path), "cannot be read")
+    refused(lambda: read(tmp_path / "none"), str(tmp_path / "none"), "cannot be read")
 
 
 @pytest.mark.parametrize("value", [0.03, 1e-5, 1.5e-7, 1e20, 1.0])
@@ -319,35 +299,25 @@ BAD_GRIDS = [
     (lambda c: c.update(seeds=[]), ["seeds is []"]),
     (lambda c: c.update(seeds=[0, 1.0]), ["seeds[1] is 1.0"]),
     (lambda c: c.update(studies=[c["studies"][0], c["studies"][0]]), ["studies", "'b' twice"]),
-    (lambda c: c.update(studies={}), ["studies is {}"]),
     (lambda c: c.update(studies=[None]), ["studies[0] is None"]),
     (lambda c: c["studies"][1]["arms"].update(pepita={}), ["study 'a'", "unknown arm 'pepita'", "bp, fa"]),
     (lambda c: c["studies"][1]["arms"].update(bp=None), ["studies[1].arms.bp is None"]),
-    (lambda c: c["studies"][1]["arms"].update({1: {}}), ["studies[1].arms", "1"]),
     (lambda c: c["studies"][1].update(datasets=["digits", "digits"]), ["datasets", "study 'a'", "'digits' twice"]),
     (lambda c: c["studies"][1].update(datasets=["svhn"]), ["studies[1].datasets[0] is 'svhn'"]),
     (lambda c: c["studies"][1].update(name="a\n"), ["studies[1].name is 'a\\n'"]),
     (lambda c: c["studies"][1].pop("cost"), ["'studies[1].cost' is missing"]),
-    (lambda c: c["studies"][1]["cost"].update(cpu=0), ["studies[1].cost.cpu is 0"]),
-    (lambda c: c["studies"][1].update(nmae="x"), ["'studies[1].nmae'", "did you mean 'name'"]),
     (lambda c: c.pop("arms"), ["'arms' is missing"]),
     (lambda c: c["arms"].update({"a/b": c["arms"]["bp"]}), ["'a/b'"]),
-    (lambda c: c["arms"]["bp"].update(colour="red"), ["arms.bp.colour is 'red'"]),
     (lambda c: c["arms"]["bp"].update(color="red"), ["'arms.bp.color'", "did you mean 'colour'"]),
-    (lambda c: c["arms"]["bp"]["run"].update(momentun=0), ["'arms.bp.run.momentun'", "did you mean 'momentum'"]),
     (lambda c: c["studies"][0]["arms"]["bp"].update(epoch=0), ["'studies[0].arms.bp.epoch'", "mean 'epochs'"]),
     (lambda c: c["run"].update(lr=0), ["run.lr is 0"]),
-    (lambda c: c["run"].update(lr="1e-3"), ["run.lr is '1e-3'", "1.0e-3"]),
     (lambda c: c["run"].update({2: 3}), ["unknown key", "run"]),
-    (lambda c: c["run"].update(lr=c["run"]), ["run.lr is {"]),
     (lambda c: c["run"].update(dataset="digits"), ["study 'b'", "'dataset'", "'datasets'"]),
     (lambda c: c["run"].update(tuning=False), ["study 'b'", "'tuning'", "'tune'"]),
-    (lambda c: c["run"].update(device="cpu"), ["'run.device'"]),
     (lambda c: c["run"].update(warmup=3), ["study 'b'", "arm 'fa'", "warmup is 3", "epochs is 3"]),
     (lambda c: c.update(sedes=[0]), ["'sedes'", "did you mean 'seeds'"]),
     (lambda c: c.update(gpu_slots=0.5), ["gpu_slots is 0.5"]),
     (lambda c: c.update(device="gpu"), ["device is 'gpu'"]),
-    (lambda c: c.update(preset="quick\n"), ["preset is 'quick\\n'"]),
     (lambda c: c["run"].update(update="top_r"), ["study 'b'", "arm 'fa'", "dataset 'digits'", "rank is missing"]),
     (lambda c: c["studies"][0]["run"].update(train_images=1300), ["study 'b'", "train_images is 1300"]),
 ]

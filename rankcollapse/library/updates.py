@@ -68,8 +68,8 @@ def full_rank(update: Tensor, norm: str) -> Tensor:
 def _left(update: Tensor) -> tuple[Tensor, Tensor]:
     """Singular values of a matrix [m, n], m ≤ n, ascending, over its largest entry, and left singular vectors [m, m].
 
-    In float64, by the Gram matrix, much faster than an SVD. Of a diverged update NaN all through, so that the loss tells
-    and the run is recorded as diverged.
+    In float64, by the Gram matrix, much faster than an SVD. NaN all through of a diverged update, so that the loss
+    shows it and the run is recorded as diverged.
     """
     matrix, _ = spectra.scaled(update)
     squares, left = spectra.eigen(matrix @ matrix.t())
@@ -102,8 +102,8 @@ def _group(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict:
 class MomentumSGD(torch.optim.Optimizer):
     """Heavy-ball SGD, M ← momentum M + G, W ← (1 - lr decay) W - lr f(M), with an intervention f on matrices.
 
-    `torch.optim.SGD` couples weight decay to the gradient and has no place for f; without either this gives its bits.
-    `intervention` sees each parameter of two or more dimensions as a matrix, see `flatten`; others take M as it is.
+    `torch.optim.SGD` couples weight decay to the gradient and has no place for f; without either this gives its bits,
+    in float32. `intervention` sees each parameter of two or more dimensions as a matrix, see `flatten`.
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.0, weight_decay: float = 0.0, intervention=None):
@@ -113,7 +113,7 @@ class MomentumSGD(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
         with torch.enable_grad():
-            loss = closure() if closure else None
+            loss = closure() if closure is not None else None
         for group, params, momenta in _learning(self):
             torch._foreach_mul_(momenta, group["momentum"])
             torch._foreach_add_(momenta, [p.grad for p in params])
@@ -196,8 +196,8 @@ class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for matrices and convolutions: W ← (1 - lr decay) W - lr factor orthogonalise(N).
 
     N is the Nesterov momentum of the flattened weight. The shape factor is taken from the flattened matrix too:
-    `original` is √max(1, out / in), `match_rms_adamw` 0.2 √max(out, in). `torch.optim.Muon` takes
-    matrices alone; on flattened weights it does the same, to bfloat16's rounding.
+    `original` is √max(1, out / in), `match_rms_adamw` 0.2 √max(out, in). `torch.optim.Muon` takes matrices alone; on
+    flattened weights it does the same, to bfloat16's rounding.
     """
 
     def __init__(self, weights, lr: float, momentum: float, weight_decay: float, ns_steps: int, shape_factor: str):
@@ -209,7 +209,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
         with torch.enable_grad():
-            loss = closure() if closure else None
+            loss = closure() if closure is not None else None
         for group, params, momenta in _learning(self):
             torch._foreach_lerp_(momenta, [p.grad for p in params], 1 - group["momentum"])
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])

@@ -12,13 +12,8 @@ from rankcollapse.render.figures import titles
 
 # Where the function of each command is. Imported then: a figure has no use for the paper's compiler.
 HOME = {"summarise": "summaries", "figure": "drawing", "pages": "pages", "paper": "paper", "readme": "readme"}
-PATHS = {
-    "summarise": ["results", "--claims", "--published"],
-    "figure": ["--results", "--tuned", "--out"],
-    "pages": ["results", "figures", "--tuned"],
-    "paper": ["--text", "--results", "--figures", "--out"],
-    "readme": [],
-}
+PATHS = {"summarise": ["results", "--claims", "--published"], "figure": ["--results", "--tuned", "--out"]}
+PATHS |= {"pages": ["results", "figures", "--tuned"], "paper": ["--text", "--results", "--figures", "--out"]}
 
 
 def _text(given: str) -> str:

@@ -23,30 +23,27 @@ LEVEL = 0.05  # of a test; intervals are 1 - LEVEL
 # By family: what a difference on the claimed side is called, and one on the other.
 WORDS = {"statement": ("reproduced", "not reproduced"), "depth utility": ("better", "worse")}
 NOTE = {"abstract": "abstract", "summary": "unverified note"}  # where the paper's own numbers are read, by source
-CONTROL = ["left", "right", "n", "diverged", "missing", "difference", "low", "high"]
-CONTROL = [*(f"control_{column}" for column in CONTROL), "rest", "rest_low", "rest_high"]
+TYPES = {"quantity": str, "layer": str, "scope": str, "rows": int}
+READING = ["n", "difference", "low", "high"]
+CONTROL = [f"control_{column}" for column in ("left", "right", "diverged", "missing", *READING)]
+CONTROL += ["rest", "rest_low", "rest_high"]
 
 
 def quantity(given: object) -> dict:
     """What is compared, as columns of claims.csv; `rows` is the T of a trajectory, None for all that was measured."""
     match given:
         case "accuracy":
-            found = ["accuracy", None, None, None, "%"]
-        case {
-            "table": "ranks",
-            "quantity": str(what),
-            "layer": str(layer),
-            "scope": str(scope),
-            "measure": kind,
-            **more,
-        } if kind in MEASURES and {*more} <= {"rows"} and isinstance(more.get("rows", 0), int):
-            found = [what, layer, scope, more.get("rows"), kind]
-        case {"table": "alignment", "quantity": str(what), "layer": str(layer), **more} if not more:
-            found = [what, layer, None, None, "cosine"]
+            kind, what = "%", {"quantity": "accuracy"}
+        case {"table": "ranks", "measure": kind, **what} if kind in MEASURES and {*SPECTRUM} <= {*what} <= {*TYPES}:
+            pass
+        case {"table": "alignment", **what} if {*what} == {"quantity", "layer"}:
+            kind = "cosine"
         case _:
-            rank = f"quantity, layer, scope and measure ({', '.join(MEASURES)}), and rows if it is one T"
-            raise ValueError(f"it must be accuracy, or table: ranks, {rank}, or table: alignment, quantity and layer")
-    return dict(zip([*SPECTRUM, "rows", "measure"], found, strict=True))
+            what = {"quantity": None}
+    if all(isinstance(value, TYPES[key]) for key, value in what.items()):
+        return {**dict.fromkeys(TYPES), **what, "measure": kind}
+    rank = f"quantity, layer, scope and measure ({', '.join(MEASURES)}), and rows if it is one T"
+    raise ValueError(f"it must be accuracy, or table: ranks, {rank}, or table: alignment, quantity and layer")
 
 
 class Claim(config.Strict):
@@ -81,12 +78,9 @@ class DepthUtility(config.Strict):
         """One for each pair in each place: the arm is more accurate than the frozen one."""
         same = {"family": "depth utility", "source": "ours", "quantity": "accuracy", "relation": "greater"}
         return [
-            {**same, "id": f"{study}-{left}-over-{right}", "study": study, "dataset": dataset, "frozen": learns}
-            | {
-                "statement": f"{label(left)} is more accurate than {label(right)} in {study}",
-                "left": left,
-                "right": right,
-            }
+            {**same, "study": study, "dataset": dataset, "left": left, "right": right, "frozen": learns}
+            | {"id": f"{study}-{left}-over-{right}"}
+            | {"statement": f"{label(left)} is more accurate than {label(right)} in {study}"}
             for study, dataset in self.places.items()
             for learns, pairs in self.frozen.items()
             for left, right in pairs.items()
@@ -149,18 +143,11 @@ def pairs(claim: Claim, left: str, right: str | float, tables: Tables, over: Cal
     return pd.concat(found, axis=1, keys=["left", "right"]).dropna()
 
 
-def interval(differences: pd.Series) -> tuple[float, float, float]:
-    """Mean, and the ends of its 95 % interval by Student's t; without ends for n < 2."""
+def reading(differences: pd.Series) -> list:
+    """How many pairs, their mean difference, and the ends of its 95 % interval by Student's t; none for n < 2."""
     mean, n = differences.mean(), len(differences)
     half = stats.t.ppf(1 - LEVEL / 2, n - 1) * differences.sem() if n > 1 else np.nan
-    return mean, mean - half, mean + half
-
-
-def reading(differences: pd.Series, ending: str = "") -> dict:
-    """n pairs, their mean difference with its interval, and the p of Student's t, as columns with this ending."""
-    told = len(differences) > 1 and differences.sem() > 0
-    values = len(differences), *interval(differences), stats.ttest_1samp(differences, 0).pvalue if told else np.nan
-    return dict(zip([f"{column}{ending}" for column in ("n", "difference", "low", "high", "p")], values, strict=True))
+    return [n, mean, mean - half, mean + half]
 
 
 def control(claim: Claim, differences: pd.Series, tables: Tables) -> dict:
@@ -168,9 +155,8 @@ def control(claim: Claim, differences: pd.Series, tables: Tables) -> dict:
     if claim.control is None:
         return dict.fromkeys(CONTROL)
     two = pairs(claim, *claim.control, tables)
-    theirs = two["left"] - two["right"]
-    runs = len(theirs), *lost(claim, claim.control, tables).values()
-    values = *claim.control, *runs, *interval(theirs), *interval((differences - theirs).dropna())
+    theirs, runs = two["left"] - two["right"], lost(claim, claim.control, tables).values()
+    values = *claim.control, *runs, *reading(theirs), *reading((differences - theirs).dropna())[1:]
     return dict(zip(CONTROL, values, strict=True))
 
 
@@ -188,20 +174,20 @@ def settle(claim: Claim, tables: Tables) -> dict:
     """
     sides, about = [claim.left, claim.right], claim.model_dump()
     two, sound = (pairs(claim, *sides, tables, over) for over in (None, finished))
-    difference, here = two["left"] - two["right"], select(tables["runs"], study=claim.study, dataset=claim.dataset)
-    n, given = len(difference), claim.paper is not None
+    here, given = select(tables["runs"], study=claim.study, dataset=claim.dataset), claim.paper is not None
+    row = {key: about[key] for key in ("id", "family", "statement", "source", "study", "dataset")} | claim.quantity
+    row |= {key: about[key] for key in ("at", "left", "relation", "right", "frozen")}
+    row["rates"] = "; ".join(here.loc[here["arm"].isin(sides), "rate"].drop_duplicates())
+    row |= {"left_mean": two["left"].mean(), "right_mean": two["right"].mean()} | lost(claim, sides, tables)
+    for ending, pair in (("", two), ("_finished", sound)):
+        difference = pair["left"] - pair["right"]
+        row |= dict(zip([f"{column}{ending}" for column in READING], reading(difference), strict=True))
+        told = len(pair) > 1 and difference.sem() > 0
+        row[f"p{ending}"] = stats.ttest_1samp(difference, 0).pvalue if told else np.nan
+    difference, n = two["left"] - two["right"], len(two)
     power = stats.t.ppf(1 - LEVEL / 2, n - 1) + stats.t.ppf(0.8, n - 1) if n > 1 else np.nan
-    return {
-        **{key: about[key] for key in ("id", "family", "statement", "source", "study", "dataset")},
-        **claim.quantity,
-        **{key: about[key] for key in ("at", "left", "relation", "right", "frozen")},
-        "rates": "; ".join(here.loc[here["arm"].isin(sides), "rate"].drop_duplicates()),
-        "left_mean": two["left"].mean(),
-        "right_mean": two["right"].mean(),
-        **reading(difference),
+    return row | {
         "detectable": power * difference.sem(),
-        **lost(claim, sides, tables),
-        **reading(sound["left"] - sound["right"], "_finished"),
         **control(claim, difference, tables),
         "paper": claim.paper,
         "paper_is": ("difference" if isinstance(claim.right, str) else "left") if given else None,

@@ -28,6 +28,7 @@ WIDTH = 6.9  # inches: the text width of the paper, so that type is printed in t
 PAGE = 8.2  # inches: what a page holds above a caption
 SMALL = 7  # points: the smallest type
 GREY = "#666666"
+DOTTED = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (1, 2)), "zorder": 0}
 MARKED = "a point is a run, a cross one that diverged"
 MEASURES = {"entropy_s": "exp H(s)", "entropy_s2": "exp H(s²)"}
 # Matplotlib's own, as seaborn wants them.
@@ -78,25 +79,22 @@ def by_layer(table: DataFrame, most: int | None = None) -> DataFrame:
     """The rows of each panel's layers in the order of the net, with `place` and `name`; `all` is no layer.
 
     The arm that has most layers gives the order, since a frozen one has few. Of more than `most` layers the last, the
-    first, and others evenly between.
+    first, and others evenly between. `block3.residual.conv1` is named block 3, conv 1.
     """
-    kept = []
+    kept, words = [], {".residual.": ", ", ".shortcut.conv": ", shortcut", "head": "classifier"}
     for panel, part in table[table["layer"] != "all"].groupby("panel", sort=False):
         layers = max(part.groupby("arm")["layer"].unique(), key=len)
         places = np.linspace(len(layers) - 1, 0, min(most or len(layers), len(layers))).round().astype(int)
-        kept += [(panel, layers[place], place, layer_name(layers[place])) for place in places[::-1]]
-    return DataFrame(kept, columns=["panel", "layer", "place", "name"]).merge(table, on=["panel", "layer"])
+        kept += [(panel, layers[place], place) for place in places[::-1]]
+    rows = DataFrame(kept, columns=["panel", "layer", "place"])
+    rows["name"] = rows["layer"].replace({re.escape(part): word for part, word in words.items()}, regex=True)
+    rows["name"] = rows["name"].str.replace(r"([a-z])(\d)", r"\1 \2", regex=True)
+    return rows.merge(table, on=["panel", "layer"])
 
 
 def last_hidden(table: DataFrame) -> DataFrame:
     """The rows of each panel's last layer before the classifier, as by_layer has them."""
     return by_layer(table[table["layer"] != "head"], 1)
-
-
-def layer_name(layer: str) -> str:
-    """`block3.residual.conv1` is block 3, conv 1; `head` is the classifier."""
-    layer = layer.replace(".residual.", ", ").replace(".shortcut.conv", ", shortcut").replace("head", "classifier")
-    return re.sub(r"([a-z])(\d)", r"\1 \2", layer)
 
 
 def under(ends: DataFrame, value: str) -> str:
@@ -116,10 +114,10 @@ def lost(runs: DataFrame) -> str:
 def standing(runs: DataFrame, spread: str, over: Over) -> str:
     """How many runs a figure's means are over, what became of the others, and how the spread over seeds is shown."""
     counts = over(runs).groupby(ARM)["seed"].count().reindex(runs[ARM].drop_duplicates(), fill_value=0)
-    n = " to ".join(f"{n}" for n in sorted({counts.min(), counts.max()}))
+    n = " to ".join(map(str, sorted({counts.min(), counts.max()})))
     kind = "Finished runs" if over is finished else "Runs, a diverged one with the accuracy that it ended with"
-    words = f"{kind}: n = {n} an arm, {counts.sum()} in all{lost(runs)}"
-    return words + (f"; {spread}: ± 1 standard deviation over seeds." if spread and counts.max() > 1 else ".")
+    band = f"; {spread}: ± 1 standard deviation over seeds" * bool(spread and counts.max() > 1)
+    return f"{kind}: n = {n} an arm, {counts.sum()} in all{lost(runs)}{band}."
 
 
 def facets(table: DataFrame, height: float, **more: object) -> FacetGrid:
@@ -130,15 +128,12 @@ def facets(table: DataFrame, height: float, **more: object) -> FacetGrid:
     """
     across = table.groupby("panel")["head"].transform(lambda heads: heads.factorize()[0]) if "head" in table else 0
     n, heads = table["panel"].nunique(), np.max(across) + 1
-    if heads > 2:
-        rows, columns, letters, places = n, heads, 28, {"row": "panel", "col": "across"}
-    elif heads == 2:
-        rows, columns, letters, places = 2, n, 13, {"row": "across", "col": "panel"}
-    else:
-        columns = -(-n // -(-n // 4))
-        rows, letters, places = -(-n // columns), 13, {"col": "panel", "col_wrap": columns}
-    wrapper = textwrap.TextWrapper(int(letters * WIDTH / columns), break_long_words=False)
-    titles = table["title"].map(wrapper.fill)
+    columns = heads if heads > 2 else n if heads == 2 else -(-n // -(-n // 4))
+    rows = n * heads // columns if heads > 1 else -(-n // columns)
+    places = {"row": "panel", "col": "across"} if heads > 2 else {"row": "across", "col": "panel"}
+    places = places if heads > 1 else {"col": "panel", "col_wrap": columns}
+    letters = int((28 if heads > 2 else 13) * WIDTH / columns)  # that a title has room for
+    titles = table["title"].map(textwrap.TextWrapper(letters, break_long_words=False).fill)
     height = min(height + 0.15 * titles.str.count("\n").max(), (PAGE - 0.7) / rows)
     more = {"height": height, "aspect": WIDTH / columns / height, "sharex": False, **more}
     grid = FacetGrid(table.assign(across=across, title=titles), **places, **more).set_titles("")
@@ -176,8 +171,8 @@ def legend(grid: FacetGrid, looks: dict, **more: object) -> None:
     arms = [arm for arm in looks["palette"] if (grid.data["arm"] == arm).any()]
     rows = -(-len(arms) // int(WIDTH / (0.055 * max(map(len, arms)) + 0.4)))
     keys = {"color": "palette", "marker": "markers", "dashes": "dashes"}
-    styles = {arm: {key: looks[look][arm] for key, look in keys.items()} for arm in arms}
-    handles = [Line2D([], [], label=arm, **style, **more) for arm, style in styles.items()]
+    styles = [{"label": arm} | {key: looks[look][arm] for key, look in keys.items()} for arm in arms]
+    handles = [Line2D([], [], **style, **more) for style in styles]
     grid.figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(arms) // rows), handlelength=2.6)
     grid.figure.set_figheight(grid.figure.get_figheight() + 0.15 + 0.15 * rows)
 
@@ -242,8 +237,7 @@ def accuracies(table: DataFrame, looks: dict, name: str) -> FacetGrid:
 def chance(grid: FacetGrid, line: str = "axhline", **wanted: object) -> None:
     """A dotted line at the accuracy of a guess."""
     for axes, part in cells(grid, **wanted):
-        guess = 100 * SETS[part["dataset"].iloc[0]].chance
-        getattr(axes, line)(guess, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
+        getattr(axes, line)(100 * SETS[part["dataset"].iloc[0]].chance, **DOTTED)
 
 
 def save(figure: Figure, caption: str, out: Path) -> None:
@@ -260,9 +254,8 @@ def figure(name: str, results: Path, tuned: Path, looks: dict, out: Path) -> Non
     plt.switch_backend("agg")
     sns.set_theme("paper", "ticks", font="DejaVu Sans", font_scale=0.8, rc=STYLE)  # a font that comes with matplotlib
     tables = shown_tables(results / "tables", tuned, module.SHOWN, **looks)
-    arms, keys = looks["arms"].values(), {"palette": "colour", "markers": "marker"}
-    drawn = {by: {arm["label"]: arm[key] for arm in arms} for by, key in keys.items()}
-    drawn["dashes"] = {arm["label"]: DASHES[arm["line"]] for arm in arms}
+    arms, keys = looks["arms"].values(), {"palette": "colour", "markers": "marker", "dashes": "line"}
+    drawn = {by: {arm["label"]: DASHES.get(arm[key], arm[key]) for arm in arms} for by, key in keys.items()}
     runs = tables["runs"]
     table = module.data(tables) if len(finished(runs)) else runs  # without one tables may have no rows to work on
     if finished(table).empty:  # the files are still expected

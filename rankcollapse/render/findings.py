@@ -3,7 +3,7 @@
 import pandas as pd
 
 from rankcollapse.render.claims import WORDS, label
-from rankcollapse.render.text import NONE, listed, number
+from rankcollapse.render.text import NONE, number
 
 VERDICTS = [*WORDS["statement"], "explained by the control", "inconclusive"]  # of what is counted, in this order
 
@@ -25,20 +25,15 @@ def _points(value: float, low: float, high: float) -> str:
 
 def _reproduced(tested: pd.DataFrame) -> str:
     """The paper's statements and ours apart, and apart from both what is true by construction."""
-    rows = tested[tested["family"] == "statement"]
-    known, ours, said = rows["structural"].notna(), rows["source"] == "ours", []
-    for whose, part in (
-        ("statements of the paper tested here", rows[~ours & ~known]),
-        ("that we add", rows[ours & ~known]),
-    ):
-        by = [(verdict, part[part["verdict"] == verdict]) for verdict in VERDICTS]
-        counts = [f"{len(mine)} {verdict}" for verdict, mine in by if len(mine)]
-        said += [f"of {len(part)} {whose}, {listed(counts)}"] if len(part) else []
-    said += [f"{known.sum()} more by construction, not counted"] if known.any() else []
-    for verdict in VERDICTS[1:3]:
-        failed = rows[~known & (rows["verdict"] == verdict)]
-        said += [f"{verdict}{_named(failed)}"] if len(failed) else []
-    words = "; ".join(said)
+    rows, said = tested[tested["family"] == "statement"], []
+    counted = rows[rows["structural"].isna()]
+    for ours, part in counted.groupby(counted["source"] == "ours"):
+        tally = part["verdict"].value_counts().reindex(VERDICTS).dropna().astype(int)
+        whose = "that we add" if ours else "statements of the paper tested here"
+        said.append(f"of {len(part)} {whose}, {', '.join(f'{n} {verdict}' for verdict, n in tally.items())}")
+    said += [f"{len(rows) - len(counted)} more by construction, not counted"] * (len(rows) > len(counted))
+    failed = [(verdict, counted[counted["verdict"] == verdict]) for verdict in VERDICTS[1:3]]
+    words = "; ".join([*said, *(f"{verdict}{_named(part)}" for verdict, part in failed if len(part))])
     return f"{words[0].upper()}{words[1:]}." if words else ""
 
 

@@ -18,13 +18,15 @@ STYLE = "* { font: 14px sans-serif; text-align: left; border-color: #ddd } dt { 
 
 def meaning(column: str) -> str:
     """Meaning and unit of a column of any table. Raises InputError for one that has none."""
-    base, _, ending = column.rpartition("_")
+    (base, _, ending), (of, _, rest) = column.rpartition("_"), column.partition("_")
     if column in ABOUT["columns"]:
         return ABOUT["columns"][column]
     if column in Settings.model_fields:
         return Settings.model_fields[column].description
     if ending in ("low", "high"):
         return f"{ending}er end of a 95 % interval"
+    if of in ("control", "reference") and rest:
+        return f"of the {of}: {meaning(rest)}"
     if ending in OVER:
         return f"{meaning(base)}; {OVER[ending]}"
     raise InputError(f"column {column!r} has no meaning: add it to rankcollapse/render/columns.yaml")

@@ -1,7 +1,6 @@
-"""The paper, compiled by typst offline, with the fonts that come with the package.
+"""The paper, compiled by typst offline, with the fonts that come with it, from tables of text, captions and pictures.
 
-The text reads nothing but its inputs: tables whose cells are text already, captions, and pictures. So it may lie
-anywhere, and no path is in the PDF.
+The text reads nothing but these: so it may lie anywhere, and no path is in the PDF.
 """
 
 import json
@@ -36,5 +35,6 @@ def inputs(names: dict, results: Path, figures: Path) -> dict[str, str]:
 
 
 def paper(text: Path, names: dict, results: Path, figures: Path, out: Path) -> None:
-    made = typst.compile(str(text), sys_inputs=inputs(names, results, figures), ignore_system_fonts=True)
-    files.write_bytes(out, made)
+    files.write_bytes(
+        out, typst.compile(str(text), sys_inputs=inputs(names, results, figures), ignore_system_fonts=True)
+    )

@@ -11,7 +11,6 @@ from rankcollapse.experiment import config, files
 from rankcollapse.experiment.collect import read
 from rankcollapse.render.claims import base
 from rankcollapse.render.findings import depth_table
-from rankcollapse.render.tables import select
 from rankcollapse.render.text import NONE, number, shown
 
 README, QUICK, CHECKS = Path("README.md"), Path("results/quick"), Path("results/checks")
@@ -25,45 +24,35 @@ def markdown(rows: list[list[str]]) -> list[str]:
     return [head, "|---" * (head.count(" | ") + 1) + "|", *rows]
 
 
+INTRO = (
+    "Small networks, real CIFAR ({}), rates tuned on validation images. Difference of means over n seeds, paired, with "
+    "its 95 % interval; control: the same gain in a net with frozen hidden weights; p by Student's t, corrected over "
+    "the table by Holm. A diverged run counts with the accuracy that it ended with, not with ranks. Verdicts are on the "
+    "direction. [Tables](results/quick/summary/), [choices](results/quick/tuned.csv), [paper](paper/quick/replication.pdf).\n"
+)
+DEPTH = (
+    "\n**Depth utility**: test accuracy of a net trained by FA less that of the same net with hidden weights frozen at "
+    "initialisation, in points; ✓ the trained net is better, ✗ worse, ~ not told apart (Holm over this table).\n"
+)
+
+
 def block(claims: pd.DataFrame, provenance: dict, findings: str) -> list[str]:
     claims = shown(claims, {"labels": {arm: about["label"] for arm, about in base()["arms"].items()}})
     where = [provenance["device"], provenance.get("precision", []), provenance["finished"][:10]]
     where = ", ".join(part if isinstance(part, str) else "; ".join(part) for part in where if part)
     rows = [["statement (source)", "left − right", "control", "n", "rates", "p, Holm", "verdict"]]
-    statements = select(claims, family="statement")
-    for row in statements[statements["verdict"] != "not tested"].itertuples():
-        alone = (
-            f"; of finished runs alone {row.difference_finished}" if row.difference_finished != row.difference else ""
-        )
-        lost = f", n = {row.control_n}" if "(" in row.control_n else ""
-        why = "" if row.structural == NONE else f": {row.structural}"
-        cells = [f"{row.difference}{alone}", f"{row.control_difference}{lost}", row.n, row.rates]
-        rows.append([f"{row.statement} ({row.source})", *cells, f"{row.p}, {row.p_holm}", f"{row.verdict}{why}"])
+    for row in claims[(claims["family"] == "statement") & (claims["verdict"] != "not tested")].itertuples():
+        alone = f"; finished alone: {row.difference_finished}" * (row.difference_finished != row.difference)
+        control = row.control_difference + f", n = {row.control_n}" * ("(" in row.control_n)
+        verdict = row.verdict + f": {row.structural}" * (row.structural != NONE)
+        cells = [f"{row.statement} ({row.source})", row.difference + alone, control, row.n, row.rates]
+        rows.append([*cells, f"{row.p}, {row.p_holm}", verdict])
     depth = depth_table(claims)
-    about = (
-        "\n**Depth utility**: test accuracy of a net trained by FA less that of the same net with its hidden weights "
-        "frozen at initialisation, in points; ✓ the trained net is better, ✗ worse, ~ not told apart (Holm over this "
-        "table).\n"
-    )
-    return [
-        f"{findings}\n",
-        f"Small networks, real CIFAR ({where}), rates tuned on validation images. Difference of means over n seeds, "
-        "paired, with its 95 % interval; control: the same gain in a net with frozen hidden weights; p by Student's "
-        "t, and corrected over the table by Holm. A diverged run counts with the accuracy that it ended with, and "
-        "without its ranks and cosines. A verdict is on the direction. [Tables](results/quick/summary/), "
-        "[choices](results/quick/tuned.csv), [paper](paper/quick/replication.pdf).\n",
-        *markdown(rows),
-        *([about, *markdown(depth)] if depth else []),
-    ]
+    return [f"{findings}\n", INTRO.format(where), *markdown(rows), *([DEPTH, *markdown(depth)] if depth else [])]
 
 
-WAYS = {
-    "survived": "nothing was to be done",
-    "mended": "named and made again by the same command",
-    "by_hand": "by hand, where the machine refused something",
-    "lost": "lost",
-    "silent": "silently wrong",
-}
+WAYS = {"survived": "nothing was to be done", "mended": "named and made again by the same command"}
+WAYS |= {"by_hand": "by hand, where the machine refused something", "lost": "lost", "silent": "silently wrong"}
 
 
 def faults(table: pd.DataFrame) -> list[str]:
@@ -76,8 +65,8 @@ def faults(table: pd.DataFrame) -> list[str]:
 
 
 def slurm(table: pd.DataFrame) -> list[str]:
-    equal, names = table["outcome"].str.startswith("as a local run").sum(), "; ".join(table["fault"])
-    said = f"{equal} of {len(table)} calls end with the checksums of a local run ({names})"
+    equal = f"{table['outcome'].str.startswith('as a local run').sum()} of {len(table)} calls"
+    said = f"{equal} end with the checksums of a local run ({'; '.join(table['fault'])})"
     return [f"`make test-slurm`, a real SLURM on one machine: {said}.", ""]
 
 

@@ -88,8 +88,7 @@ def progress(tables: Tables) -> pd.DataFrame:
 def cost(runs: pd.DataFrame) -> pd.DataFrame:
     """Seconds, throughput and peak memory of a finished run; probe_percent is the probes' share of training time."""
     runs = runs.assign(probe_percent=100 * runs["probe_seconds"] / runs["train_seconds"])
-    device = runs.groupby(ARM)["device"].agg(lambda names: "; ".join(sorted(set(names.dropna()))))
-    return spread(runs, ARM, ["seconds", "images_per_second", "memory_mb", "probe_percent"]).join(device, on=ARM)
+    return spread(runs, ARM, ["seconds", "images_per_second", "memory_mb", "probe_percent"])
 
 
 def commit(root: Path) -> str | None:
@@ -117,17 +116,15 @@ def grid_hash(runs: pd.DataFrame) -> str:
 def provenance(runs: pd.DataFrame, preset: str, title: str) -> dict:
     """What the results stand on: versions, hashes of code and config, machine, dates, seconds."""
     done = runs[runs["outcome"] != "missing"]
-    made_by = ["device", "precision", "python", "rankcollapse", "torch", "code"]
-    several = {key: sorted({*values.dropna().astype(str)}) for key, values in done.reindex(columns=made_by).items()}
+    made_by = done.reindex(columns=["device", "precision", "python", "rankcollapse", "torch", "code"])
+    several = {key: sorted({*values.dropna().astype(str)}) for key, values in made_by.items()}
     return {
-        "preset": preset,
-        "title": title,
+        **{"preset": preset, "title": title},
         "runs": {"planned": len(runs), **runs["outcome"].value_counts().to_dict()},
         "commit": commit(Path(__file__).resolve().parents[2]),
         "config_sha256": grid_hash(runs),
         **{key: values[0] if len(values) == 1 else values for key, values in several.items()},
-        "started": done["started"].min(),
-        "finished": done["finished"].max(),
+        **{"started": done["started"].min(), "finished": done["finished"].max()},
         "run_seconds": round(float(done["seconds"].sum())),
     }
 

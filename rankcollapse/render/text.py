@@ -66,10 +66,6 @@ def word(value: object) -> str:
     return NONE if pd.isna(value) else f"{MARKS.get(value, '')} {value}".strip()
 
 
-def listed(words: list[str]) -> str:
-    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
-
-
 def shown(table: pd.DataFrame, names: dict) -> pd.DataFrame:
     """A summary with every cell as text, what is named as `names` label it, and verdicts marked.
 

@@ -59,7 +59,7 @@ def draw(table, looks):
         axes.fill_between(band.index, low, high, color=drawing.GREY, alpha=0.25, linewidth=0)
         axes.axhline(0, color=drawing.GREY, linewidth=0.5, zorder=0)
     for axes, _ in drawing.cells(grid, kind=SIZES[0]):
-        axes.axhline(FLOOR, color=drawing.GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
+        axes.axhline(FLOOR, **drawing.DOTTED)
     drawing.lines(grid, "epoch", "value", looks, xlim=(0, None))
     return grid.set_axis_labels("epoch", "")
 
