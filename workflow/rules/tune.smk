@@ -7,6 +7,11 @@ localrules:
     tune,
 
 
+def finished_candidates(wildcards):
+    """run.json of the candidates that are to be made, or are there."""
+    return wanted(CANDIDATES, "candidates.csv")
+
+
 # In each job of a cluster, not in all of them.
 resource_scopes:
     turn="local",
@@ -60,7 +65,7 @@ rule candidate:
 checkpoint tune:
     """All candidates and choices of this preset as one table. After it, it is seen anew which runs are to be trained."""
     input:
-        lambda wildcards: wanted(CANDIDATES, "candidates.csv"),
+        finished_candidates,
     output:
         f"{RESULTS}/candidates.csv",
         f"{RESULTS}/tuned.csv",
