@@ -7,9 +7,9 @@ localrules:
     tune,
 
 
-def finished_candidates(wildcards):
-    """run.json of the candidates that are to be made, or are there."""
-    return wanted(CANDIDATES, "candidates.csv")
+def begun_candidates(wildcards):
+    """run.json of those that have a folder: a damaged one is made again, though the tables that were made of it stand."""
+    return [path for path in map(made, CANDIDATES) if os.path.isdir(os.path.dirname(path))]
 
 
 # In each job of a cluster, not in all of them.
@@ -65,7 +65,7 @@ rule candidate:
 checkpoint tune:
     """All candidates and choices of this preset as one table. After it, it is seen anew which runs are to be trained."""
     input:
-        finished_candidates,
+        lambda wildcards: wanted(CANDIDATES, "candidates.csv"),
     output:
         f"{RESULTS}/candidates.csv",
         f"{RESULTS}/tuned.csv",
