@@ -38,6 +38,6 @@ onsuccess:
 rule all:
     default_target: True
     input:
-        [] if RENDER_ONLY else finished_runs,
+        [] if RENDER_ONLY else [begun_candidates, finished_runs],
         SEALED,
         f"{RESULTS}/manifest.json",

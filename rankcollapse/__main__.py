@@ -30,6 +30,7 @@ def _train(args: argparse.Namespace) -> None:
     result = None if args.fresh or not identity else folder.finished(out, identity, lambda text: None)
     if result:
         print(f"{name} is there already, whole", file=sys.stderr)
+        folder.drop(out)  # where a kill came between the result and this
     else:
         with machine.one_gpu(slots if how["device"] != "cpu" else 0):
             import torch  # only now: it reads CUDA_VISIBLE_DEVICES once

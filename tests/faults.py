@@ -1,4 +1,4 @@
-"""A campaign of faults against the real workflow: python tests/faults.py [--seed N] [--faults N] [--workers N] [--load N]
+"""A campaign of faults against the real workflow: python tests/faults.py [--seed N] [--faults N] [--load N]
 
 Copies of the project with a small grid of digits are killed, damaged, starved, and run twice at once. After each fault
 the same command is given again, as a user would; what it has made is then compared with what an undisturbed call made,
@@ -147,7 +147,7 @@ class Call:
     def end(self) -> int:
         """Wait for the command; its exit status, 124 if it hangs. What it has said is in `said` then."""
         try:
-            code = self.process.wait(400)
+            code = self.process.wait(900)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             code = 124
@@ -286,7 +286,7 @@ class Project:
 
     def wrong(self, expected: dict[str, str]) -> str:
         """In words, what is not as without a fault; "" if nothing is. Jobs that have outlived Snakemake end before."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while any(call.members() for call in self.calls) and time.monotonic() < deadline:
             time.sleep(0.1)
         self.calls.clear()
@@ -526,8 +526,8 @@ def injected(tasks: list[tuple[str, list[Fault]]], projects: list[Project], seed
     for project in projects:
         free.put(project)
 
-    def do(how: str, some: list[Fault], numbers: random.Random) -> list[Fault]:
-        project = free.get()
+    def do(task: tuple[str, list[Fault]], numbers: random.Random) -> list[Fault]:
+        (how, some), project = task, free.get()
         later = getattr(project, how)(some, numbers)
         free.put(project)
         for fault in some:
@@ -539,7 +539,7 @@ def injected(tasks: list[tuple[str, list[Fault]]], projects: list[Project], seed
     for turn in range(3):
         numbers = [random.Random(f"{seed} {turn} {i}") for i in range(len(tasks) + 1)]
         with busy(load), ThreadPoolExecutor(len(projects)) as pool:
-            later = [*itertools.chain.from_iterable(pool.map(do, *zip(*tasks), numbers))] if tasks else []
+            later = [*itertools.chain.from_iterable(pool.map(do, tasks, numbers))]
         for fault in later:
             fault.moment = fault.moment and fault.moment / 2
         tasks = chains(later, numbers[-1])

@@ -1,7 +1,6 @@
 """The backward pass against explicit references: B = W is backpropagation to the bit, another B feedback alignment."""
 
 import copy
-import io
 import pickle
 import shutil
 
@@ -14,7 +13,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 
 from rankcollapse import check, convert, exact_feedback
 from rankcollapse.experiment import network
@@ -90,24 +88,20 @@ def has_bits(conv, device):
 # ---- the nets ----
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        # The count that every CIFAR ResNet-18 has.
-        ({"architecture": "resnet18", "width": 64, "normalization": "batch"}, 11_173_962),
-        # Convolutions of 27, 288, 576 and 576 entries per output, their norms, and a classifier of 128 x 2 x 2 inputs.
-        (
-            {"architecture": "cnn4", "width": 32, "normalization": "batch"},
-            27 * 32 + 288 * 64 + 576 * 64 + 576 * 128 + 2 * (32 + 64 + 64 + 128) + 512 * 10 + 10,
-        ),
-        ({"architecture": "mlp", "width": 7, "depth": 2}, 3072 * 7 + 7 + 7 * 7 + 7 + 7 * 10 + 10),
-        ({"architecture": "mlp", "width": 7, "depth": 1, "normalization": "batch"}, 3072 * 7 + 2 * 7 + 7 * 10 + 10),
-    ],
-    ids=lambda value: value["architecture"] if isinstance(value, dict) else None,
-)
-def test_nets_have_the_parameters_counted_by_hand(tiny, options, expected):
-    net = network.skeleton(tiny(dataset="cifar10", **options))
-    assert sum(p.numel() for p in net.parameters()) == expected
+# The count that every CIFAR ResNet-18 has; convolutions of 27, 288, 576 and 576 entries per output, their norms, and a
+# classifier of 128 x 2 x 2 inputs; layers of 3072 and 7 inputs.
+COUNTS = {
+    ("resnet18", 64, "batch"): 11_173_962,
+    ("cnn4", 32, "batch"): 27 * 32 + 288 * 64 + 576 * 64 + 576 * 128 + 2 * (32 + 64 + 64 + 128) + 512 * 10 + 10,
+    ("mlp", 7, "none"): 3072 * 7 + 7 + 2 * (7 * 7 + 7) + 7 * 10 + 10,
+}
+
+
+def test_nets_have_the_parameters_counted_by_hand(tiny):
+    for (architecture, width, normalization), expected in COUNTS.items():
+        options = {"architecture": architecture, "width": width, "normalization": normalization, "depth": 3}
+        net = network.skeleton(tiny(dataset="cifar10", **options))
+        assert sum(p.numel() for p in net.parameters()) == expected
 
 
 def test_resnet18_computes_what_torchvisions_computes_with_the_same_stem(build):
@@ -414,19 +408,21 @@ def test_a_b_that_is_loaded_or_written_or_assigned_counts_from_the_next_pass(lay
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
-def test_a_copy_does_not_go_on_with_the_bs_of_its_original(duplicate, device):
+@pytest.mark.parametrize("writes", range(4))
+def test_a_copy_does_not_go_on_with_the_bs_of_its_original(duplicate, device, writes):
     """Not even where it was cast for autocast, and where as many writes have passed since as at the original."""
-    x = torch.randn(2, 5).to(device).requires_grad_()
-    for writes in range(4):
-        model = convert(nn.Sequential(nn.Linear(5, 4)).to(device), "fa", gen())
-        for _ in range(writes):
-            model[0].feedback.mul_(1)
-        once = sent_back(model, x)
-        for more in range(1, 4):
-            other = duplicate(model)
-            for _ in range(more):
-                other[0].feedback.mul_(2)
-            assert torch.equal(sent_back(other, x), 2**more * once), (writes, more)
+    x, model = (
+        torch.randn(2, 5).to(device).requires_grad_(),
+        convert(nn.Sequential(nn.Linear(5, 4)).to(device), "fa", gen()),
+    )
+    for _ in range(writes):
+        model[0].feedback.mul_(1)
+    once = sent_back(model, x)
+    for more in range(1, 4):
+        other = duplicate(model)
+        for _ in range(more):
+            other[0].feedback.mul_(2)
+        assert torch.equal(sent_back(other, x), 2**more * once), more
 
 
 # ---- ways to run a model that must not change its rule ----
@@ -438,13 +434,6 @@ def in_another_memory(call, x):
         return call(x)
 
 
-def through_file(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
 @pytest.mark.parametrize(
     ("change", "call"),
     [
@@ -452,9 +441,8 @@ def through_file(model):
         (lambda m: m, lambda m, x: checkpoint(m, x, use_reentrant=True)),
         (lambda m: m, in_another_memory),
         (copy.deepcopy, lambda m, x: m(x)),
-        (through_file, lambda m, x: m(x)),
     ],
-    ids=["checkpoint", "checkpoint, reentrant", "saved-tensor hooks", "deepcopy", "pickle"],
+    ids=["checkpoint", "checkpoint, reentrant", "saved-tensor hooks", "deepcopy"],
 )
 def test_gradients_are_those_of_the_reference_however_the_model_runs(change, call, device):
     """The first outputs are changed in place; there are more dimensions than two."""
@@ -494,15 +482,6 @@ def test_what_would_go_around_b_raises(use):
     net(x).sum().backward()  # and afterwards it trains as before
 
 
-@pytest.mark.parametrize(("layer", "shape"), [(nn.Linear(3, 4), (2, 3)), (nn.Conv2d(2, 4, 3), (2, 2, 4, 5))])
-def test_an_input_changed_in_place_after_the_layer_raises(layer, shape):
-    x = torch.randn(shape)
-    y = convert(nn.Sequential(layer), "fa", gen(1))(x)
-    x.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        y.sum().backward()
-
-
 class Bypass(nn.Module):
     """Hands the weight of `middle` to a function, without calling the layer. `also`: calls the layer as well."""
 
@@ -540,18 +519,6 @@ def test_check_names_a_layer_whose_weight_is_used_outside_of_it_as_well(rule):
     assert "outside" in found[0]
 
 
-def test_swin_v2_hands_its_weights_to_functions_and_is_refused():
-    """torchvision's, small: its attention calls F.linear with the weights of layers qkv and proj."""
-    sizes = {"patch_size": [2, 2], "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": [2, 2]}
-    net = SwinTransformer(**sizes, num_classes=3, block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2)
-    convert(net, "fa", gen(1))
-    x = torch.randn(2, 3, 8, 8)
-    with pytest.raises(RuntimeError, match="never called"):
-        net(x).sum().backward()
-    layers = [f"features.{block}.0.attn.{name}" for block in (1, 3) for name in ("qkv", "proj")]
-    assert check(net, x) == [f"{name}: it was not called" for name in layers]
-
-
 # ---- check ----
 
 
@@ -564,14 +531,12 @@ def test_check_finds_nothing_wrong_with_the_nets_of_the_grid(build, architecture
         assert check(net, torch.randn(4, *SHAPE, generator=gen(2)).to(device)) == []
 
 
-@pytest.mark.parametrize("make", [torchvision.models.resnet18, torchvision.models.mobilenet_v3_small])
-def test_check_finds_nothing_wrong_with_nets_of_torchvision(make):
-    assert check(convert(make(num_classes=5), "fa", gen(1)), torch.randn(2, 3, 32, 32)) == []
+@pytest.mark.parametrize("make", [Layers, torchvision.models.resnet18, torchvision.models.mobilenet_v3_small])
+def test_check_finds_nothing_wrong_with_other_nets(make):
+    assert check(convert(make(), "fa", gen(1)), torch.randn(2, *SHAPE)) == []
 
 
-def test_check_finds_nothing_wrong_with_a_weight_that_layers_share():
-    net = convert(Layers(), "fa", gen(1))
-    assert check(net, torch.randn(2, *SHAPE)) == []
+def test_check_finds_nothing_wrong_with_a_weight_that_is_an_embedding_as_well():
     tied = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 4), nn.Linear(4, 7, bias=False))
     tied[2].weight = tied[0].weight
     assert check(convert(tied, "fa", gen(1)), torch.arange(5)) == []
@@ -594,14 +559,13 @@ def test_check_takes_models_of_several_inputs_and_outputs():
     assert {line.split(":")[0] for line in check(net, *inputs)} == {"embedding", "a"}
 
 
-@pytest.mark.parametrize("linear", [True, False], ids=["linear", "convolution"])
-def test_check_names_the_layers_below_one_that_goes_around_its_b(linear):
+def test_check_names_the_layers_below_one_that_goes_around_its_b():
     """Sabotaged in its forward pass, a layer learns as it should; those below get BP's error."""
-    make = (lambda: nn.Linear(4, 4)) if linear else (lambda: nn.Conv2d(4, 4, 3, padding=1))
-    net = convert(nn.Sequential(make(), nn.Tanh(), make(), make()).double(), "fa", gen(1))
-    x = torch.randn(3, 4, *(() if linear else (5, 5)), dtype=torch.float64)
+    first, second, third = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+    net = convert(nn.Sequential(first, nn.Tanh(), second, third).double(), "fa", gen(1))
+    x = torch.randn(3, 4, 5, 5, dtype=torch.float64)
     assert check(net, x) == []
-    net[2].forward = type(net[2]).__bases__[-1].forward.__get__(net[2])
+    net[2].forward = nn.Conv2d.forward.__get__(net[2])
     assert check(net, x) == [f"0: the gradient of its {kind} is not that of its rule" for kind in ("weight", "bias")]
     with pytest.raises(RuntimeError, match="'2' was never called"):
         net(x).sum().backward()

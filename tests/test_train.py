@@ -1,14 +1,10 @@
 """Training is what it says, its probes measure what they say and leave no trace, and a run's folder is whole."""
 
 import csv
-import dataclasses
 import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -31,7 +27,6 @@ from rankcollapse.experiment.training import deterministic, evaluate, fit, pick_
 from rankcollapse.library import feedback, models, signals, trajectory
 from rankcollapse.library.rules import Backpropagation
 
-ROOT = Path(__file__).parent.parent
 FILES = {*folders.RUN, "run.json", ".run.json", ".lock"}
 PROBES = {"gradient_every": 1, "gradient_stride": 4, "gradient_window": 8, "signals_every": 1}
 CNN = {"architecture": "cnn4", "width": 4, "normalization": "batch"}
@@ -57,11 +52,6 @@ def weights(folder):
 def assert_same_bits(a, b, when=""):
     assert a.keys() == b.keys()
     assert [key for key, value in a.items() if not torch.equal(value, b[key])] == [], when
-
-
-def contents(spectra):
-    """Spectra in a form to compare with ==, values to the bit."""
-    return [(*dataclasses.astuple(s)[:-1], s.values.tobytes()) for s in spectra]
 
 
 def table(path):
@@ -162,29 +152,6 @@ def test_a_run_neither_hears_nor_touches_the_callers_state(tiny, run, tmp_path, 
             setattr(*setting, value)
     for name in folders.RUN:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
-
-
-def test_a_run_that_is_terminated_and_started_again_gives_the_same_bits(tiny, run, data_dir, tmp_path, device):
-    """As a scheduler does it, to the command; test_saves.py has every arm and place."""
-    config = tiny(**ARMS["fa+bn, cnn4, flip, crop"], epochs=50, gradient_every=7, signals_every=25)
-    run(config, tmp_path / "whole", device)
-    files.write_json(tmp_path / "config.json", config.model_dump())
-    out, command = tmp_path / "run", [sys.executable, "-m", "rankcollapse", "train", tmp_path / "config.json"]
-    command += ["--out", out, "--data-dir", data_dir, "--device", device, "--threads", "1"]
-    often = [*command, "--save-minutes", "0.001"]
-    with subprocess.Popen(often, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        while not [*out.glob("state/*/*.pt")] and process.poll() is None:
-            time.sleep(0.01)
-        process.terminate()
-        said = process.communicate(timeout=60)[1]
-        assert process.returncode == 128 + signal.SIGTERM, said
-    assert not (out / "run.json").exists()
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"resumed at step [1-9]\d* of 500", done.stderr)
-    assert {path.name for path in out.iterdir()} == FILES
-    for name in set(folders.RUN):
-        assert (tmp_path / "whole" / name).read_bytes() == (out / name).read_bytes(), name
 
 
 # ---- training is what it says ----

@@ -16,11 +16,6 @@ PATHS = {"summarise": ["results", "--claims", "--published"], "figure": ["--resu
 PATHS |= {"pages": ["results", "figures", "--tuned"], "paper": ["--text", "--results", "--figures", "--out"]}
 
 
-def _text(given: str) -> str:
-    """As UTF-8, whatever the locale takes it for."""
-    return os.fsencode(given).decode("utf-8")
-
-
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m rankcollapse.render", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
@@ -29,7 +24,8 @@ def parser() -> argparse.ArgumentParser:
         for path in paths:
             made[name].add_argument(path, type=Path, **({"required": True} if path.startswith("-") else {}))
     made["figure"].add_argument("name", choices=titles())
-    made["summarise"].add_argument("--title", type=_text, required=True, help="what the preset is, in words")
+    utf_8 = {"type": lambda given: os.fsencode(given).decode("utf-8")}  # whatever the locale takes it for
+    made["summarise"].add_argument("--title", required=True, help="what the preset is, in words", **utf_8)
     for name, option in (("figure", "--looks"), ("pages", "--names"), ("paper", "--names")):
         about = "what things are called, and look like, in this preset"
         made[name].add_argument(option, type=json.loads, required=True, metavar="JSON", help=about)

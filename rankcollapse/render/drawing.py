@@ -37,16 +37,15 @@ STYLE = {"axes.linewidth": 0.6, "lines.markersize": 3, "legend.frameon": False, 
 STYLE |= {f"{axis}tick.{key}": value for axis in "xy" for key, value in {"major.width": 0.6, "major.size": 2.5}.items()}
 # Letters as outlines, the same picture in every viewer; and no random ids: equal data, equal bytes.
 STYLE |= {"svg.fonttype": "path", "svg.hashsalt": "rankcollapse"}
-Over = Callable[[DataFrame], DataFrame]  # from rows to those of runs that count: finished or ended
 
 
 def shown_tables(folder: Path, tuned: Path, shown: str, arms: dict[str, dict], studies: dict[str, str]) -> Tables:
     """The tables of tables.load cut to the runs shown, in the order of studies and arms, with arms by their labels.
 
-    A row has what its arm is, its `panel`, a study and data set, and the panel's `title`, which says too what runs it
-    lacks. `shown` may name, besides columns of runs.csv, whether any run of the study has changed updates
-    (`intervention`), whether the rule has a B (`aligned`), whether some blocks alone learn (`ladder`), or do in an arm
-    of the run's optimizer and normalization (`laddered`), and whether hidden weights stay as initialised (`control`).
+    A row has what its arm is, its `panel`, and the panel's `title`, which says too what runs it lacks. `shown` may name
+    columns of runs.csv, and whether any run of the study has changed updates (`intervention`), the rule has a B
+    (`aligned`), some blocks alone learn (`ladder`), or do in an arm of the run's optimizer and normalization
+    (`laddered`), and hidden weights stay as initialised (`control`).
     """
     tables = load(folder, tuned)
     runs, order = tables["runs"], {"study": [*studies], "arm": [*arms]}
@@ -70,7 +69,7 @@ def shown_tables(folder: Path, tuned: Path, shown: str, arms: dict[str, dict], s
     return {name: cut(table) for name, table in tables.items()}
 
 
-def first(table: DataFrame, over: Over = finished) -> DataFrame:
+def first(table: DataFrame, over: Callable = finished) -> DataFrame:
     """The rows that count of the first panel that has any: what a caption gives numbers of."""
     return select(over(table), panel=over(table)["panel"].iloc[0])
 
@@ -111,7 +110,7 @@ def lost(runs: DataFrame) -> str:
     return "".join(f"; {len(arms)} {outcome} ({', '.join(arms.unique())})" for outcome, arms in parts if len(arms))
 
 
-def standing(runs: DataFrame, spread: str, over: Over) -> str:
+def standing(runs: DataFrame, spread: str, over: Callable) -> str:
     """How many runs a figure's means are over, what became of the others, and how the spread over seeds is shown."""
     counts = over(runs).groupby(ARM)["seed"].count().reindex(runs[ARM].drop_duplicates(), fill_value=0)
     n = " to ".join(map(str, sorted({counts.min(), counts.max()})))
@@ -121,10 +120,9 @@ def standing(runs: DataFrame, spread: str, over: Over) -> str:
 
 
 def facets(table: DataFrame, height: float, **more: object) -> FacetGrid:
-    """Axes, `height` inches high, for each panel, and for each `head` in it if the table has such, in its order.
+    """Axes, `height` inches high, for each panel, and each `head` in it if the table has such; more: of FacetGrid.
 
-    A panel with more than two heads is a row of axes; with two it is a column; panels with one are at most four in a
-    row. All share y axes; more: of FacetGrid.
+    A panel with more than two heads is a row of axes, with two a column; panels with one are at most four in a row.
     """
     across = table.groupby("panel")["head"].transform(lambda heads: heads.factorize()[0]) if "head" in table else 0
     n, heads = table["panel"].nunique(), np.max(across) + 1
@@ -177,7 +175,7 @@ def legend(grid: FacetGrid, looks: dict, **more: object) -> None:
     grid.figure.set_figheight(grid.figure.get_figheight() + 0.15 + 0.15 * rows)
 
 
-def lines(grid: FacetGrid, x: str, y: str, looks: dict, over: Over = finished, **limits: object) -> None:
+def lines(grid: FacetGrid, x: str, y: str, looks: dict, over: Callable = finished, **limits: object) -> None:
     """Each arm's mean over the runs that count, with a band, diverged runs, and a legend. limits: see diverged."""
     band = {"errorbar": "sd", "err_kws": {"alpha": 0.18, "linewidth": 0}, "markeredgewidth": 0, "markevery": 0.25}
     for axes, part in cells(grid):
@@ -259,8 +257,8 @@ def figure(name: str, results: Path, tuned: Path, looks: dict, out: Path) -> Non
     runs = tables["runs"]
     table = module.data(tables) if len(finished(runs)) else runs  # without one tables may have no rows to work on
     if finished(table).empty:  # the files are still expected
-        words = f"{titles()[name].partition('. ')[2]}: no finished run among {len(runs)} of this kind."
         made = plt.figure(figsize=(WIDTH, 0.5))
+        words = f"{titles()[name].partition('. ')[2]}: no finished run among {len(runs)} of this kind."
         made.text(0.5, 0.5, words, ha="center", va="center", color=GREY)
     else:
         made = module.draw(table, drawn).figure

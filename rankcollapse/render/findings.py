@@ -19,10 +19,6 @@ def _named(rows: pd.DataFrame, most: int = 4) -> str:
     return f": {'; '.join(f'“{said}”' for said in rows['statement'])}" if 0 < len(rows) <= most else ""
 
 
-def _points(value: float, low: float, high: float) -> str:
-    return "+" * (value > 0) + number(value, (high - low) / 2)
-
-
 def _reproduced(tested: pd.DataFrame) -> str:
     """The paper's statements and ours apart, and apart from both what is true by construction."""
     rows, said = tested[tested["family"] == "statement"], []
@@ -42,7 +38,7 @@ def _depth_utility(tested: pd.DataFrame) -> str:
     rows, said, (better, worse) = tested[tested["family"] == "depth utility"], [], WORDS["depth utility"]
     for learns, part in rows.groupby("frozen", sort=False):
         others = "; ".join(
-            f"{label(r.left)} in {r.study} {_points(r.difference, r.low, r.high)}"
+            f"{label(r.left)} in {r.study} {'+' * (r.difference > 0)}{number(r.difference, (r.high - r.low) / 2)}"
             + ", which loses to it" * (r.verdict == worse)
             for r in part[part["verdict"] != better].itertuples()
         )

@@ -42,15 +42,6 @@ def of_tables(results: Path, tuned: Path, names: dict) -> str:
     return "\n".join(lines)
 
 
-def of_figures(folder: Path, names: dict) -> str:
-    """README of figures/<preset>: every figure with its caption."""
-    parts = [f"# Figures: {names['title']}\n\nGenerated, each with its caption.\n"]
-    for name, title in ((name, names["titles"][name]) for name in names["figures"]):
-        caption = (folder / f"{name}.txt").read_text(encoding="utf-8")
-        parts.append(f"## {title}\n\n![{title}]({name}.svg)\n\n{caption}")
-    return "\n".join(parts)
-
-
 def summary(path: Path, names: dict) -> str:
     """A summary as a page of its own, HTML, as `shown` has it; columns without a value are left out."""
     table = shown(read(path), names)
@@ -64,6 +55,10 @@ def summary(path: Path, names: dict) -> str:
 
 def pages(results: Path, figures: Path, tuned: Path, names: dict) -> None:
     files.write_text(results / "README.md", of_tables(results, tuned, names))
-    files.write_text(figures / "README.md", of_figures(figures, names))
+    lines = [f"# Figures: {names['title']}\n\nGenerated, each with its caption.\n"]
+    for name, title in ((name, names["titles"][name]) for name in names["figures"]):
+        caption = (figures / f"{name}.txt").read_text(encoding="utf-8")
+        lines.append(f"## {title}\n\n![{title}]({name}.svg)\n\n{caption}")
+    files.write_text(figures / "README.md", "\n".join(lines))
     for name, path in {"tuned": tuned, **{path.stem: path for path in (results / "summary").glob("*.csv")}}.items():
         files.write_text(results / "pages" / f"{name}.html", summary(path, names))

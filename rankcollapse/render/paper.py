@@ -1,7 +1,4 @@
-"""The paper, compiled by typst offline, with the fonts that come with it, from tables of text, captions and pictures.
-
-The text reads nothing but these: so it may lie anywhere, and no path is in the PDF.
-"""
+"""The paper, compiled by typst from tables of text, captions and pictures: it reads no file, and may lie anywhere."""
 
 import json
 from pathlib import Path

@@ -1,7 +1,6 @@
-"""From tidy tables to summaries, verdicts and provenance.
+"""From tidy tables to summaries, verdicts and provenance: over the n seeds that count by the rule in tables.py.
 
-Means and standard deviations are over the n seeds that count by the rule in tables.py. Diverged and missing runs are
-counted beside, and an arm without a run that counts has its row, with n = 0.
+An arm without a run that counts has its row, with n = 0.
 """
 
 import hashlib

@@ -24,9 +24,7 @@ Tables = dict[str, pd.DataFrame]
 
 
 def load(folder: Path, tuned: Path | None = None) -> Tables:
-    """All, by name, and the table of choices. Accuracies are in %; a row has its run's `outcome`, and where it has a
-    `step` the `epoch`. Cosines are as `strike` leaves them.
-    """
+    """All, by name, and the choices. Accuracies are in %; a row has its run's outcome, and with a step its epoch."""
     tables = {name.split(".")[0]: read(folder / name) for name in FILES}
     runs, epochs = tables["runs"], tables["epochs"]
     per_epoch = (epochs["step"] / epochs["epoch"]).groupby([epochs[key] for key in ARM]).first().rename("per_epoch")

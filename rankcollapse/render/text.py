@@ -62,7 +62,6 @@ def counted(n: float, diverged: float, missing: float) -> str:
 
 
 def word(value: object) -> str:
-    """Of a verdict with its mark."""
     return NONE if pd.isna(value) else f"{MARKS.get(value, '')} {value}".strip()
 
 

@@ -10,7 +10,6 @@ MEASURE = "entropy_s2"
 
 
 def data(tables):
-    """A row per run: its accuracy, its final rank, its outcome."""
     whole = select(tables["ranks"], quantity="gradient_trajectory", layer="all", scope="cumulative")
     return tables["runs"].merge(last(whole, MEASURE)[[*KEYS, MEASURE]], on=KEYS)
 

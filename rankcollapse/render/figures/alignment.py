@@ -16,9 +16,7 @@ OF = ["panel", "quantity", "layer"]
 
 
 def data(tables):
-    """A row per run, probe and curve, named by `kind`; a cosine has the mean and deviation of its null over all arms at
-    its epoch, and that of its `own` arm over training.
-    """
+    """A row per run, probe and curve, its `kind`; a cosine has its null's mean and deviation, and its `own` arm's."""
     cosines = tables["alignment"]
     null = finished(cosines[cosines["quantity"].str.endswith("_null")])
     null = null.assign(quantity=null["quantity"].str.removesuffix("_null"))
@@ -29,20 +27,15 @@ def data(tables):
     table = concat([last_hidden(weights), last_hidden(gradients), whole])
     table = table.join(pooled, on=[*OF, "epoch"]).join(own, on=[*OF, "arm"])
     table["kind"] = table["quantity"].map(dict(zip(["weight", "gradient"], COSINES, strict=True)))
-    sizes = concat(part.assign(kind=kind) for kind, part in zip(SIZES, ratios(tables["norms"]), strict=True))
+    at, norms = [*KEYS, "layer", "step"], drawing.by_layer(tables["norms"])
+    weight, reference = (select(norms, quantity=quantity) for quantity in ("weight", "reference"))
+    first, top = select(reference, place=0), last_hidden(select(tables["norms"], quantity="weight"))
+    first = first.assign(value=first["value"] / first[at].join(weight.set_index(at)["value"], on=at)["value"])
+    top = top.assign(value=top["value"] / top.sort_values("step").groupby(KEYS)["value"].transform("first"))
+    sizes = first, select(norms, quantity="activation", layer="head"), top
+    sizes = concat(part.assign(kind=kind) for kind, part in zip(SIZES, sizes, strict=True))
     table = concat([table, sizes.assign(value=sizes["value"].clip(lower=FLOOR / 8))])  # a logarithmic axis has no 0
     return table.assign(head=table["kind"] + "\n" + table["name"])
-
-
-def ratios(norms):
-    """The rows of each of SIZES: of the first layer, of the classifier, of the last hidden layer."""
-    at = [*KEYS, "layer", "step"]
-    weight, reference = (select(norms, quantity=quantity) for quantity in ("weight", "reference"))
-    first = select(drawing.by_layer(reference), place=0).join(weight.set_index(at)["value"].rename("size"), on=at)
-    activation = drawing.by_layer(select(norms, quantity="activation", layer="head"))
-    top = last_hidden(weight)
-    start = top.sort_values("step").groupby(KEYS)["value"].transform("first")
-    return first.assign(value=first["value"] / first["size"]), activation, top.assign(value=top["value"] / start)
 
 
 def draw(table, looks):

@@ -9,7 +9,6 @@ HEADS = {"train_loss": "training loss", "validation_accuracy": "accuracy, %"}
 
 
 def data(tables):
-    """A row per epoch and curve."""
     epochs = tables["epochs"].rename(columns=HEADS)
     return epochs.melt(epochs.columns.difference([*HEADS.values()]), [*HEADS.values()], "head")
 

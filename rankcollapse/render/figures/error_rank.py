@@ -8,11 +8,10 @@ from rankcollapse.render.tables import last, select
 SHOWN = "not (intervention or ladder or control) and optimizer != 'muon'"
 SPREAD = "bands"
 MEASURE = "entropy_s"  # Roy and Vetterli's own; with squares the pooled errors hardly differ between arms
-LAYERS = 5  # panels of layers in a strip
 
 
 def data(tables):
-    errors = drawing.by_layer(select(tables["ranks"], quantity="error", scope="batch"), LAYERS)
+    errors = drawing.by_layer(select(tables["ranks"], quantity="error", scope="batch"), most=5)
     pooled = select(tables["ranks"], quantity="classifier_input_error", scope="pooled")
     return concat([errors.assign(head=errors["name"]), pooled.assign(head="classifier input")])
 

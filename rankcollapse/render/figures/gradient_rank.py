@@ -10,7 +10,6 @@ MEASURE = "entropy_s2"  # the one that gives the paper's picture
 
 
 def data(tables):
-    """Both scopes, with T: how many gradients had been kept by then."""
     whole = select(tables["ranks"], quantity="gradient_trajectory", layer="all")
     kept = select(whole, scope="cumulative").set_index([*KEYS, "step"])["rows"]
     whole = whole.assign(head=whole["scope"].map(HEADS)).sort_values("scope", kind="stable")

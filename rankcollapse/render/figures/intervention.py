@@ -11,7 +11,6 @@ UPDATES = ["top_r", "full", "full_rank"]
 
 
 def data(tables):
-    """A row per run, by rule, kind of update and rank."""
     runs = tables["runs"].assign(kind=tables["runs"]["update"].map(UPDATES.index))
     rates = runs.groupby(ARM)["lr"].transform("first")  # a missing run has none yet
     runs["name"] = runs["arm"] + " (lr " + rates.map("{:g})".format)

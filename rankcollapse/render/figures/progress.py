@@ -47,7 +47,6 @@ def draw(table, looks):
 def caption(table):
     return (
         f"Effective rank against training loss, in nats, which falls to the right: a run's rank when its loss first "
-        f"reached a value, as far as all finished seeds of the arm did. Of the latest minibatch gradients of the whole "
-        f"net ({drawing.MEASURES['entropy_s2']}), and of errors, activations and updates "
-        f"({drawing.MEASURES['entropy_s']})."
+        f"reached a value, as far as all finished seeds did; of the latest minibatch gradients "
+        f"({drawing.MEASURES['entropy_s2']}), and of errors, activations and updates ({drawing.MEASURES['entropy_s']})."
     )

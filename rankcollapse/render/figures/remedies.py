@@ -13,7 +13,6 @@ HEADS = {"errors, pooled": ("error", "pooled"), "activations": ("activation", "b
 
 
 def data(tables):
-    """The last rank of every run, quantity and layer."""
     parts = [select(tables["ranks"], quantity=q, scope=scope).assign(head=head) for head, (q, scope) in HEADS.items()]
     return drawing.by_layer(last(concat(parts), MEASURE, ["head", "layer"]))
 

@@ -9,6 +9,7 @@ from rankcollapse.render.text import number
 SHOWN = "rate == 'tuned'"
 SPREAD = None
 NAMES = {"sgd": "SGD", "muon": "Muon"}
+CHOICE = {"markersize": 6, "markeredgewidth": 1, "markeredgecolor": "black", "zorder": 4}
 
 
 def data(tables):
@@ -33,8 +34,7 @@ def draw(table, looks):
             span = path["mean"] - path["std"], path["mean"] + path["std"]
             axes.fill_between(path["lr"], *span, color=colour, alpha=0.18, linewidth=0)
             axes.plot("lr", "mean", data=sound, **look)
-            edge = {"markersize": 6, "markeredgewidth": 1, "markeredgecolor": "black", "zorder": 4}
-            axes.plot("lr", "mean", data=best, **look | edge)
+            axes.plot("lr", "mean", data=best, **look | CHOICE)
             axes.plot(lost["lr"], lost["mean"].fillna(0), **look | {"marker": "x", "markeredgewidth": 1.3})
     drawing.chance(grid)
     drawing.legend(grid, looks)
