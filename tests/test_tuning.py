@@ -88,7 +88,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("bp", "others", "words"), BAD, ids=[", ".join(words) for *_, words in BAD])
-def test_tuning_that_is_wrong_or_not_fair_is_refused_in_refused(bp, others, words, refused):
+def test_tuning_that_is_wrong_or_not_fair_is_refused_in_one_sentence(bp, others, words, refused):
     config = tuned_grid(**({"bp": bp} if bp else {}), **others)
     config["arms"]["kp"] = config["arms"]["fa"]
     refused(lambda: candidates(config), "config: ", *words)
