@@ -49,9 +49,9 @@ def weights(folder):
     return torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu")["model"]
 
 
-def assert_same_bits(a, b, when=""):
+def assert_same_bits(a, b):
     assert a.keys() == b.keys()
-    assert [key for key, value in a.items() if not torch.equal(value, b[key])] == [], when
+    assert [key for key, value in a.items() if not torch.equal(value, b[key])] == []
 
 
 def table(path):
