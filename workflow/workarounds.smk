@@ -41,8 +41,8 @@ def with_slurm():
     settings = workflow.executor_settings
     if workflow.local_exec or not hasattr(settings, "status_command"):  # another executor
         return
-    if settings.status_command is None:
-        raise WorkflowError("there is no SLURM here, neither sinfo nor sbatch: call this where jobs are submitted")
+    if shutil.which("sbatch") is None:
+        raise WorkflowError("there is no SLURM here, no command sbatch: call this where jobs are submitted")
     shown = re.search(r"MinJobAge *= *([0-9]+)", told("scontrol", "show", "config"))
     shown = int(shown[1]) if shown else 0
     if not told("sacct", "--noheader"):
