@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import http.client
 import io
-import os
 import pickle
 import shutil
 import socket
@@ -339,12 +338,9 @@ def test_a_download_ends_under_the_official_name_in_the_home_that_a_tilde_means(
 
 
 @pytest.mark.parametrize("download", [True, False])
-@pytest.mark.parametrize("name", ["file", "x" * 300, "closed"], ids=["a file", "a name too long", "no permission"])
+@pytest.mark.parametrize("name", ["file", "x" * 300], ids=["a file", "a name too long"])
 def test_a_data_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, refused, name, download):
     (tmp_path / "file").write_text("", encoding="utf-8")
-    (tmp_path / "closed").mkdir(mode=0)
-    if name == "closed" and os.access(tmp_path / "closed", os.R_OK):
-        pytest.skip("this user may read everything")
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", lambda self: pytest.fail("it went on the network"))
     folder = tmp_path / name
     refused(lambda: datasets.prepare("cifar10", folder, tmp_path / "ready", download), str(folder))

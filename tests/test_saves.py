@@ -247,49 +247,56 @@ def test_the_times_of_a_resumed_run_are_those_of_all_its_parts(whole, stop, go, 
 # ---- the lock ----
 
 HOLD = """
-import sys, time
+import fcntl, sys
 from pathlib import Path
 from rankcollapse.experiment import files
-if len(sys.argv) > 3:
-    import fcntl
-    def flock(fd, what):
-        raise OSError(int(sys.argv[3]), "no locks here")
-    fcntl.flock = flock
-with files.lock(Path(sys.argv[1]), lambda text: print(text, flush=True)):
+def flock(fd, what):
+    raise OSError(int(sys.argv[2]), "no locks here")
+fcntl.flock = flock if sys.argv[2] != "0" else fcntl.flock
+with files.lock(Path(sys.argv[1]), print):
     print("held", flush=True)
-    time.sleep(float(sys.argv[2]))
+    sys.stdin.read()
 """
 
 
-def holder(path: Path, seconds: float, *error: int) -> subprocess.Popen:
-    command = [sys.executable, "-W", "ignore", "-c", HOLD, path, str(seconds), *map(str, error)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+def holder(path: Path, error: int = 0) -> subprocess.Popen:
+    """A process that holds a lock until its standard input is closed. `error`: what its file system says of locks."""
+    command = [sys.executable, "-W", "ignore", "-c", HOLD, path, str(error)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen(command, text=True, cwd=ROOT, **pipes)
     assert process.stdout.readline() == "held\n"
     return process
 
 
-@pytest.mark.parametrize("error", [None, errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS], ids=str)
+@pytest.mark.parametrize(
+    "error", [0, errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS], ids=lambda number: errno.errorcode.get(number)
+)
 @pytest.mark.parametrize("killed", [False, True])
 @pytest.mark.filterwarnings("ignore:flock not supported")
 def test_a_second_process_waits_for_the_end_of_the_first_and_says_so(tmp_path, monkeypatch, error, killed):
-    """However that ends, and where the file system has no locks as well; the file may stay behind."""
+    """However that ends, and where the file system has no locks as well; its file may stay behind."""
+
+    def flock(fd, what):
+        raise OSError(error, "no locks here")
+
     if error:
-
-        def flock(fd, what):
-            raise OSError(error, "no locks here")
-
         monkeypatch.setattr("fcntl.flock", flock)
     path, told = tmp_path / "run" / ".lock", []
-    with holder(path, 60 if killed else 0.3, *([error] if error else [])) as first:
+
+    def tell(text):
+        told.append(text)
+        first.stdin.close()
+
+    with holder(path, error) as first:
         if killed:
             first.kill()
             first.wait()
-        with files.lock(path, told.append):
-            assert first.poll() is not None or first.wait(1) == 0
+        with files.lock(path, tell):
+            assert first.wait(60) == (-signal.SIGKILL if killed else 0)
     said = f"{path.parent} is being written by another process: waiting until it has ended"
     assert told == [said] or (killed and told == [])
-    with files.lock(path, told.append):
-        assert told in ([said], [])
+    with files.lock(path, pytest.fail):
+        assert path.parent.exists()
 
 
 def test_two_commands_on_one_folder_train_once_and_both_find_the_run_whole(tiny, tmp_path, data_dir):
@@ -297,12 +304,12 @@ def test_two_commands_on_one_folder_train_once_and_both_find_the_run_whole(tiny,
     config.write_text(json.dumps({**tiny(**PROBES).model_dump(), "epochs": 30}), encoding="utf-8")
     command = [sys.executable, "-m", "rankcollapse", "train", config, "--out", tmp_path / "run"]
     command += ["--data-dir", data_dir, "--device", "cpu", "--threads", "1"]
-    with holder(tmp_path / "run" / ".lock", 60) as first:  # so that both are there before one begins
+    with holder(tmp_path / "run" / ".lock") as first:  # so that both are there before one begins
         both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in "ab"]
         for process in both:
             assert "is being written by another process" in process.stderr.readline()
         first.kill()
-    said = [process.communicate(timeout=120)[1] for process in both]
+    said = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert sum("step 300/300" in text for text in said) == 1
     assert {text.splitlines()[-1].split(": ")[1].split(",")[0] for text in said} == {

@@ -1,45 +1,82 @@
-"""The command line: `python -m rankcollapse.render summarise | figure | pages | paper | readme`, see --help."""
+"""The command line: `python -m rankcollapse.render summarise | figure | pages | paper RESULTS`, and `readme`.
+
+RESULTS is the folder of a preset with its tables and names.json, which snakemake writes: what things are called in it,
+and look like. Figures go to figures/<preset>, the paper to paper/<preset>.
+"""
 
 import argparse
-import importlib
-import json
-import os
 import sys
 from pathlib import Path
 
 from rankcollapse.errors import InputError
+from rankcollapse.experiment import config, datasets
 from rankcollapse.render.figures import titles
 
-# Where the function of each command is. Imported then: a figure has no use for the paper's compiler.
-HOME = {"summarise": "summaries", "figure": "drawing", "pages": "pages", "paper": "paper", "readme": "readme"}
-PATHS = {"summarise": ["results", "--claims", "--published"], "figure": ["--results", "--tuned", "--out"]}
-PATHS |= {"pages": ["results", "figures", "--tuned"], "paper": ["--text", "--results", "--figures", "--out"]}
+TEXTS = Path(__file__).parents[2] / "paper"
+
+# Each command imports what it needs, and no more: a figure has no use for the paper's compiler.
+
+
+def _summarise(results: Path, names: dict) -> None:
+    from rankcollapse.render.summaries import summarise
+
+    summarise(results, TEXTS / "claims.yaml", TEXTS / "published.yaml", names["title"])
+
+
+def _figure(results: Path, names: dict, figure: str) -> None:
+    from rankcollapse.render.drawing import figure as draw
+
+    draw(figure, results, Path(names["tuned"]), names["looks"], Path("figures", results.name, figure))
+
+
+def _pages(results: Path, names: dict) -> None:
+    from rankcollapse.render.pages import pages
+
+    pages(results, Path("figures", results.name), Path(names["tuned"]), names)
+
+
+def _paper(results: Path, names: dict) -> None:
+    from rankcollapse.render.paper import paper
+
+    out = Path("paper", results.name, "replication.pdf")
+    paper(TEXTS / "paper.typ", names, results, Path("figures", results.name), out)
+
+
+def named(results: Path) -> dict:
+    """What things are called in a preset. Raises InputError if its names.json cannot be read."""
+    found = config.read(results / "names.json")
+    labels = {name: arm["label"] for name, arm in found["looks"]["arms"].items()}
+    sets = {name: record.label for name, record in datasets.SETS.items()}
+    known = {"titles": titles(), "figures": [*titles()], "labels": labels, "datasets": sets}
+    return {**found, **known, "preset": results.name, "studies": found["looks"]["studies"]}
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m rankcollapse.render", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
-    made = {name: commands.add_parser(name) for name in HOME}
-    for name, paths in PATHS.items():
-        for path in paths:
-            made[name].add_argument(path, type=Path, **({"required": True} if path.startswith("-") else {}))
-    made["figure"].add_argument("name", choices=titles())
-    utf_8 = {"type": lambda given: os.fsencode(given).decode("utf-8")}  # whatever the locale takes it for
-    made["summarise"].add_argument("--title", required=True, help="what the preset is, in words", **utf_8)
-    for name, option in (("figure", "--looks"), ("pages", "--names"), ("paper", "--names")):
-        about = "what things are called, and look like, in this preset"
-        made[name].add_argument(option, type=json.loads, required=True, metavar="JSON", help=about)
-    made["readme"].add_argument(
-        "--check", action="store_true", help="write nothing, and exit 2 if it is not up to date"
-    )
+    for name in COMMANDS:
+        made = commands.add_parser(name)
+        made.add_argument("results", type=Path, metavar="RESULTS")
+        if name == "figure":
+            made.add_argument("figure", choices=titles())
+    readme = commands.add_parser("readme", help="write the generated blocks of the README.md that is here")
+    readme.add_argument("--check", action="store_true", help="write nothing, and exit 2 if it is not up to date")
     return top
+
+
+COMMANDS = {"summarise": _summarise, "figure": _figure, "pages": _pages, "paper": _paper}
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = vars(parser().parse_args(arguments))
     command = options.pop("command")
     try:
-        getattr(importlib.import_module(f"rankcollapse.render.{HOME[command]}"), command)(**options)
+        if command == "readme":
+            from rankcollapse.render.readme import readme
+
+            readme(**options)
+        else:
+            COMMANDS[command](names=named(options["results"]), **options)
     except (InputError, FileNotFoundError) as error:
         lost = getattr(error, "filename", None)
         said = f"{lost} is not there: make it first, or give its right path" if lost else error

@@ -8,21 +8,10 @@ LOOKS = {
     "studies": {study.name: study.title or study.name for study in GRID.studies},
 }
 BENCHMARKS = sorted(str(path) for path in Path("results/benchmarks").glob("*/bench.csv"))
-# What paper and pages call things. Sorted: the same names in another order make nothing anew.
-NAMES = json.dumps(
-    {
-        "preset": GRID.preset,
-        "tuned": TUNED,
-        "title": GRID.title or GRID.preset,
-        "figures": list(TITLES),
-        "titles": TITLES,
-        "labels": {name: arm.label for name, arm in GRID.arms.items()},
-        "studies": LOOKS["studies"],
-        "benchmarks": BENCHMARKS,
-        "datasets": {name: record.label for name, record in datasets.SETS.items()},
-    },
-    sort_keys=True,
-)
+NAMES = {"title": GRID.title or GRID.preset, "tuned": TUNED, "benchmarks": BENCHMARKS, "looks": LOOKS}
+if ALONE:
+    files.write_json(f"{RESULTS}/names.json", NAMES)
+NAMES = json.dumps(NAMES, sort_keys=True)  # the same names in another order make nothing anew
 SUMMARISED = [*expand(f"{RESULTS}/summary/{{table}}.csv", table=SUMMARIES), f"{RESULTS}/summary/findings.txt"]
 
 
@@ -42,9 +31,8 @@ rule summarise:
     """Mean, standard deviation and n over seeds, a verdict on each claim, and the record of what they stand on."""
     input:
         TABLES,
-        published=ours("paper/published.yaml"),
-        claims=ours("paper/claims.yaml"),
-        code=ours(*(f"rankcollapse/render/{name}.py" for name in ("summaries", "claims", "findings", "tables"))),
+        ours("paper/published.yaml", "paper/claims.yaml", "config.yaml"),
+        ours(*(f"rankcollapse/render/{name}.py" for name in ("summaries", "claims", "findings", "tables", "text"))),
     output:
         SUMMARISED[:-1],
         report(SUMMARISED[-1], category="What holds", caption="../report/findings.rst"),
@@ -56,16 +44,15 @@ rule summarise:
     params:
         title=GRID.title,
     shell:
-        f"python -m rankcollapse.render summarise {RESULTS} --claims {{input.claims:q}} --published {{input.published:q}}"
-        " --title {params.title:q} 2>&1 | tee {log:q} >&2"
+        f"python -m rankcollapse.render summarise {RESULTS} 2>&1 | tee {{log:q}} >&2"
 
 
 rule figure:
     """One figure as SVG and PDF, with its caption. A change of its code, the tables or an arm's look redraws it."""
     input:
         TABLES,
-        tuned=TUNED,
-        code=ours(*(f"rankcollapse/render/{name}.py" for name in ("figures/{figure}", "drawing", "tables"))),
+        TUNED,
+        ours(*(f"rankcollapse/render/{name}.py" for name in ("figures/{figure}", "drawing", "tables", "text"))),
     output:
         svg=report(
             f"{FIGURES}/{{figure}}.svg",
@@ -82,8 +69,7 @@ rule figure:
     params:
         looks=json.dumps(LOOKS),
     shell:
-        f"python -m rankcollapse.render figure {{wildcards.figure}} --results {RESULTS} --tuned {{input.tuned:q}}"
-        f" --looks {{params.looks:q}} --out {FIGURES}/{{wildcards.figure}} 2>&1 | tee {{log:q}} >&2"
+        f"python -m rankcollapse.render figure {RESULTS} {{wildcards.figure}} 2>&1 | tee {{log:q}} >&2"
 
 
 rule pages:
@@ -92,8 +78,8 @@ rule pages:
         TABLES,
         SUMMARISED,
         expand(f"{FIGURES}/{{figure}}.txt", figure=TITLES),
-        tuned=TUNED,
-        code=ours("rankcollapse/render/pages.py", "rankcollapse/render/columns.yaml"),
+        TUNED,
+        ours(*(f"rankcollapse/render/{name}" for name in ("pages.py", "text.py", "columns.yaml"))),
     output:
         f"{RESULTS}/README.md",
         f"{FIGURES}/README.md",
@@ -113,8 +99,7 @@ rule pages:
     params:
         names=NAMES,
     shell:
-        f"python -m rankcollapse.render pages {RESULTS} {FIGURES} --tuned {{input.tuned:q}} --names {{params.names:q}}"
-        " 2>&1 | tee {log:q} >&2"
+        f"python -m rankcollapse.render pages {RESULTS} 2>&1 | tee {{log:q}} >&2"
 
 
 rule paper:
@@ -123,9 +108,8 @@ rule paper:
         SUMMARISED,
         expand(f"{FIGURES}/{{figure}}.{{kind}}", figure=TITLES, kind=["svg", "txt"]),
         BENCHMARKS,
-        ours("paper/references.bib", "rankcollapse/render/paper.py"),
-        tuned=TUNED,
-        text=ours("paper/paper.typ"),
+        TUNED,
+        ours("paper/paper.typ", "paper/references.bib", "rankcollapse/render/paper.py", "rankcollapse/render/text.py"),
     output:
         report(
             f"paper/{GRID.preset}/replication.pdf",
@@ -140,8 +124,7 @@ rule paper:
     params:
         names=NAMES,
     shell:
-        f"python -m rankcollapse.render paper --text {{input.text:q}} --names {{params.names:q}} --results {RESULTS}"
-        f" --figures {FIGURES} --out {{output}} 2>&1 | tee {{log:q}} >&2"
+        f"python -m rankcollapse.render paper {RESULTS} 2>&1 | tee {{log:q}} >&2"
 
 
 RENDERED = [
