@@ -75,7 +75,12 @@ OUTCOMES = ["survived", "mended", "by hand", "lost", "silent"]
 WAYS = [(way, keep) for way in ("truncated", "emptied", "bit flipped", "digit changed") for keep in (False, True)]
 WAYS += [("deleted", False)]
 MID, WHOM = "SIGKILL in mid-write", ("snakemake", "process group")
-IDLE = (".digests.json", "plan.json", ".run.json")  # they hold no result: no word is needed when they are made again
+IDLE = (
+    ".digests.json",
+    "plan.json",
+    "names.json",
+    ".run.json",
+)  # they hold no result: no word is needed when they are made again
 REFUSALS = {"full disk": r"No space left|MB free", "no permission": r"not permitted"}
 
 
@@ -282,7 +287,8 @@ class Project:
     def lost(self, before: dict[str, tuple]) -> str:
         """The run folders that hold less of the same run than before, or another run."""
         now = dict.fromkeys(before, (None, 0)) | self.work()
-        return ", ".join(p for p, (run, step) in before.items() if now[p][0] != run or now[p][1] < step)
+        less = [path for path, (run, step) in before.items() if now[path][0] != run or now[path][1] < step]
+        return ", ".join(f"{path}: {before[path]} before, then {now[path]}" for path in less)
 
     def wrong(self, expected: dict[str, str]) -> str:
         """In words, what is not as without a fault; "" if nothing is. Jobs that have outlived Snakemake end before."""

@@ -315,3 +315,19 @@ def test_two_commands_on_one_folder_train_once_and_both_find_the_run_whole(tiny,
     assert {text.splitlines()[-1].split(": ")[1].split(",")[0] for text in said} == {
         f"test {100 * files.sealed(tmp_path / 'run' / 'run.json')['test_accuracy']:.1f} %"
     }
+
+
+def test_a_job_that_is_killed_when_it_claims_its_folder_leaves_the_name_of_what_is_saved_there(
+    tiny, tmp_path, monkeypatch
+):
+    config = tiny(lr=0.01)
+    folder.claim(tmp_path, config, replace=False)
+    (tmp_path / "metrics.csv").touch()
+
+    def killed(path, value):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(folder.files, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.claim(tmp_path, config, replace=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

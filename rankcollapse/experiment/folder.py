@@ -72,9 +72,9 @@ def claim(out: Path, config: RunConfig, replace: bool) -> None:
             if found.get(key) != here.get(key):
                 other = f"another config ({key} is {found.get(key)!r} there, {here.get(key)!r} here)"
                 raise InputError(f"{out} holds the run of {other}: choose another folder, or delete that one")
-    for name in (RESULT, COPY, *RUN):  # those first: without them nothing here is a result
+    for name in (RESULT, COPY, *RUN[1:]):  # those first: without them nothing here is a result
         (out / name).unlink(missing_ok=True)
-    files.write_json(there, here)
+    files.write_json(there, here)  # it is never missing: what is saved beside it has a name, whenever this is killed
 
 
 # ---- tables and spectra ----
