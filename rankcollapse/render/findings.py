@@ -62,6 +62,8 @@ def depth_table(shown: pd.DataFrame) -> list[list[str]]:
     studies = dict.fromkeys(rows.loc[rows["verdict"] != "not tested", "study"])
     for row in rows.itertuples():
         said = row.verdict if row.verdict == "not tested" else f"{row.difference} {row.verdict.split()[0]}"
+        if row.difference_finished != row.difference:
+            said += f"; n = {row.n}, finished alone {row.n_finished}: {row.difference_finished}"
         found.setdefault((row.left, row.right, row.frozen), {})[row.study] = said
     head = ["trained net", "frozen net", "what learns in it", *studies]
     cells = [[*names, *(mine.get(study, NONE) for study in studies)] for names, mine in found.items()]
