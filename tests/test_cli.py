@@ -132,7 +132,8 @@ def plan(tmp_path, data_dir):
     """The plan of the tests' grid, as a file; of all that one may set to train, nothing is at its default."""
     path, config = tmp_path / "plan.json", grid.overlay(*map(read, TINY))
     found = grid.grid({**config, "data_dir": str(data_dir), "download": False, "gpu_slots": 2, "save_minutes": 7.5})
-    planning.write(path, found, "cpu", candidates=planning.candidates(found, "cpu"), runs=planning.runs(found, "cpu"))
+    planned = {"candidates": planning.candidates(found, "cpu"), "runs": planning.runs(found, "cpu", {})}
+    planning.write(path, found, "cpu", str(data_dir / "ready"), **planned)
     return path
 
 

@@ -242,7 +242,16 @@ def a_grid(**changes):
 
 
 def runs(config, device="cpu", choices=None):
-    return plan.runs(grid.grid(config), device, choices or {})
+    """Those of a grid; by default as if every tuned arm had chosen its middle candidate."""
+    found = grid.grid(config)
+    middle = {
+        plan.ARM.format(study=study.name, dataset=dataset, arm=arm): special.tune.middle
+        for study in found.studies
+        for dataset in study.datasets
+        for arm, special in study.arms.items()
+        if special.tune
+    }
+    return plan.runs(found, device, middle if choices is None else choices)
 
 
 def test_runs_come_in_the_order_of_the_config_and_know_their_place():
@@ -385,9 +394,10 @@ def test_an_identity_is_of_what_a_run_is_and_not_of_how_it_is_written():
 @pytest.mark.parametrize("over", CONFIGS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_plan_read_back_gives_each_run_its_place_and_its_identity(tmp_path, over, device):
-    path, found = tmp_path / "plan.json", grid.grid(grid.overlay(read(CONFIGS[0]), read(over)))
-    planned = {"runs": plan.runs(found, device), "candidates": plan.candidates(found, device)}
-    plan.write(path, found, device, **planned)
+    path, config = tmp_path / "plan.json", grid.overlay(read(CONFIGS[0]), read(over))
+    found = grid.grid(config)
+    planned = {"runs": runs(config, device), "candidates": plan.candidates(found, device)}
+    plan.write(path, found, device, "data/ready", **planned)
     for part, some in planned.items():
         there = plan.entries(path, part)
         assert list(there) == [run.name for run in some]
@@ -402,7 +412,7 @@ def test_a_plan_read_back_gives_each_run_its_place_and_its_identity(tmp_path, ov
     how = {key: getattr(found, key) for key in ("preset", "gpu_slots", "save_minutes", "data_dir", "download")}
     assert {key: read(path)[key] for key in (*how, "device")} == {**how, "device": device}
     before = path.stat().st_mtime_ns
-    plan.write(path, found, device, **planned)
+    plan.write(path, found, device, "data/ready", **planned)
     assert path.stat().st_mtime_ns == before, "it said so already"
 
 

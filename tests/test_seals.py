@@ -96,9 +96,9 @@ def test_a_digest_is_remembered_and_a_change_with_the_old_time_and_size_is_seen_
 def preset(tmp_path, monkeypatch):
     """What a preset has made: a table, a figure, a run and a candidate, a plan of both, and the manifest."""
     monkeypatch.chdir(tmp_path)
-    made = ["results/p/tables/runs.csv", "figures/p/a.svg"]
+    made = ["results/p/tables/runs.csv", "figures/p/a.svg", "figures/p/a.pdf"]
     for name in made:
-        Path(name).parent.mkdir(parents=True)
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(name, encoding="utf-8")
     runs = [Path("results/p/runs/s/d/a/seed0"), Path("results/p/tuning/s/d/a/lr1/seed1")]
     for folder in runs:
@@ -127,7 +127,7 @@ def verified(capsys):
 def test_verify_counts_what_is_whole(preset, verified):
     code, named, last = verified()
     assert (code, named) == (0, {})
-    assert "results/p: 7 files as sealed, 0 not" in last
+    assert "results/p: 8 files as sealed, 0 not" in last
 
 
 def test_verify_names_every_file_that_is_missing_altered_or_stray(preset, verified):
@@ -179,12 +179,14 @@ def test_a_copy_of_the_repository_that_ran_nothing_misses_only_what_git_keeps(pr
         subprocess.run(["git", *words], check=True, capture_output=True)
 
     git("init", "-q")
-    git("add", "figures", "results/p/tables", "results/p/manifest.json")
+    git("add", "figures/p/a.svg", "results/p/tables", "results/p/manifest.json")
     shutil.rmtree("results/p/tuning")
-    assert verified()[0] == 2  # where the runs are they were made
+    Path("figures/p/a.pdf").unlink()
+    missing = {"figures/p/a.pdf": "missing", "results/p/tuning/s/d/a/lr1/seed1/run.json": "missing"}
+    assert verified()[:2] == (2, missing)  # where the runs are they were made
     shutil.rmtree("results/p/runs")
     code, named, last = verified()
     assert (code, named) == (0, {})
-    assert "2 are not part of the repository" in last
+    assert "1 are not part of the repository" in last
     Path("figures/p/a.svg").unlink()
     assert verified()[:2] == (2, {"figures/p/a.svg": "missing"})

@@ -28,12 +28,13 @@ from rankcollapse.library.ranks import Spectrum
 from rankcollapse.render import claims, findings, pages, paper, readme, summaries, text
 from rankcollapse.render import tables as tidy
 from rankcollapse.render.__main__ import main
+from rankcollapse.render.figures import titles
 
 ROOT = Path(__file__).parents[1]
 QUICK = ROOT / "results" / "quick"
 KEYS = {"study": "cnn4", "dataset": "cifar10", "architecture": "cnn4"}
 LABELS = {arm: about["label"] for arm, about in read(ROOT / "config.yaml")["arms"].items()}
-STATED = ["--claims", str(ROOT / "paper" / "claims.yaml"), "--published", str(ROOT / "paper" / "published.yaml")]
+STATED = ROOT / "paper" / "claims.yaml", ROOT / "paper" / "published.yaml"
 
 
 # ---- numbers ----
@@ -621,21 +622,24 @@ def test_every_page_and_table_is_written_in_utf_8_whatever_the_locale(grid, tmp_
     (tmp_path / "claims.yaml").write_text(yaml.safe_dump(stated, allow_unicode=True), encoding="utf-8")
     (tmp_path / "README.md").write_text(f"vorher ü\n{blocks(tmp_path)}", encoding="utf-8")
     (tmp_path / "results" / "quick").symlink_to(tmp_path / "p")
-    files.write_text(tmp_path / "figures" / "a.txt", "Größe, ±.")
+    for figure in titles():
+        files.write_text(tmp_path / "figures" / "p" / f"{figure}.txt", "Größe, ±.")
     columns = [*tidy.KEYS, "lr", "n", "diverged", "edge", "chosen"]
     pd.DataFrame([dict.fromkeys(columns, 1) | {"arm": "fa"}]).to_csv(tmp_path / "mine.csv", index=False)
     env = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    names = json.dumps({**PAGE_NAMES, "figures": ["a"]})
-    for words in (
-        ["summarise", "p", "--claims", "claims.yaml", *STATED[2:], "--title", "Größe"],
-        ["pages", "p", "figures", "--tuned", "mine.csv", "--names", names],
-        ["readme"],
-    ):
-        subprocess.run([sys.executable, "-m", "rankcollapse.render", *words], cwd=tmp_path, env=env, check=True)
+    looks = {"arms": {"fa": {"label": "Rückkopplung"}}, "studies": {}}
+    names = {"title": "Größe", "tuned": "mine.csv", "benchmarks": [], "looks": looks}
+    files.write_json(tmp_path / "p" / "names.json", names)
+    own = (
+        "from pathlib import Path as P; from rankcollapse.render import __main__ as main; main.TEXTS = P(); main.main()"
+    )
+    (tmp_path / "published.yaml").write_bytes(STATED[1].read_bytes())
+    for words in (["summarise", "p"], ["pages", "p"], ["readme"]):
+        subprocess.run([sys.executable, "-c", own, *words], cwd=tmp_path, env=env, check=True)
     for path, *words in (
         ("p/provenance.json", "Größe"), ("README.md", "vorher ü", "| Größer (ours) |", "Prüfgerät"),
         ("p/pages/cost.html", "<td>Rückkopplung</td>"), ("p/pages/tuned.html", "<td>Rückkopplung</td>"),
-        ("figures/README.md", "## 2. Second", "Größe, ±."), ("p/README.md", "# Tables: Größe"),
+        ("figures/p/README.md", "## 1. Error-signal", "Größe, ±."), ("p/README.md", "# Tables: Größe"),
         ("p/README.md", "`entropy_s_mean` | effective rank exp H(p), p = s / Σs; mean over n seeds"),
         ("p/README.md", "`test_percent_finished_std` | test accuracy, %; of finished runs alone; standard deviation"),
     ):  # fmt: skip
@@ -761,17 +765,20 @@ def test_the_paper_has_every_number_as_python_rounds_it_from_any_working_folder(
     for table, column in (("accuracy", "test_percent"), ("claims", "left_mean")):
         for row in json.loads(inputs["made"])["tables"][table][:29]:
             assert row[column] in found["table"]
-    words = ["--results", str(committed), "--figures", "figures", "--names", json.dumps(names), "--out", "out.pdf"]
-    assert main(["paper", "--text", source, *words]) == 0
+    paper.paper(Path(source), names, committed, Path("figures"), Path("out.pdf"))
     assert str(ROOT).encode() not in Path("out.pdf").read_bytes()
 
 
 def test_bad_input_is_named_in_one_sentence(tmp_path, capsys, one_sentence):
-    assert main(["summarise", str(tmp_path), *STATED, "--title", "x"]) == 2
+    assert main(["summarise", str(tmp_path)]) == 2
+    one_sentence(capsys.readouterr().err.strip(), "names.json cannot be read")
+    files.write_json(tmp_path / "names.json", {"title": "x", "looks": {"arms": {}, "studies": {}}})
+    assert main(["summarise", str(tmp_path)]) == 2
     one_sentence(capsys.readouterr().err.strip(), "runs.csv", "is not there")
     (tmp_path / "claims.yaml").write_text("a: 1", encoding="utf-8")
-    assert main(["summarise", str(QUICK), "--claims", str(tmp_path / "claims.yaml"), *STATED[2:], "--title", "x"]) == 2
-    one_sentence(capsys.readouterr().err.strip(), "must hold statements")
+    with pytest.raises(InputError) as caught:
+        summaries.summarise(QUICK, tmp_path / "claims.yaml", STATED[1], "x")
+    one_sentence(caught.value, "must hold statements")
 
 
 # ---- the committed tables, against arithmetic done here ----
@@ -785,7 +792,7 @@ def committed(tmp_path_factory):
     out = tmp_path_factory.mktemp("project") / "quick"
     out.mkdir()
     (out / "tables").symlink_to(QUICK / "tables")
-    assert main(["summarise", str(out), *STATED, "--title", "t"]) == 0
+    summaries.summarise(out, *STATED, "t")
     return out
 
 

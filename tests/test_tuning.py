@@ -204,7 +204,7 @@ def preset(tmp_path, monkeypatch):
     def make(accuracies, config=None, diverged=None):
         found = grid.grid(config or tuned_grid())
         planned = plan.candidates(found, "cpu")
-        plan.write("results/test/plan.json", found, "cpu", candidates=planned)
+        plan.write("results/test/plan.json", found, "cpu", "data/ready", candidates=planned)
         for run in planned:
             outcome = "diverged" if run.config.seed == diverged else "finished"
             values = {"outcome": outcome, "validation_accuracy": accuracies[run.config.lr], "identity": run.identity}
@@ -253,8 +253,8 @@ def test_a_table_without_one_choice_for_the_arm_is_refused(preset, refused, chan
     results, found = preset(dict.fromkeys(RATES, 0.2), diverged=7)
     assert main(["tune", str(results)]) == 0
     collect.write("given.csv", change(collect.read(results / "tuned.csv")), digits=6)
-    words = "lower or widen its `tune`", "leave `tuned` out"
-    refused(lambda: plan.choices(found, "given.csv"), f"given.csv has {count} choices for a/digits/bp", *words)
+    words = f"given.csv has {count} choices for a/digits/bp", "it must have one, or be left out to tune"
+    refused(lambda: plan.choices(found, "given.csv", whole=True), *words)
 
 
 HEAD = b"study,dataset,arm,lr,weight_decay,chosen\n"
@@ -276,7 +276,7 @@ def test_a_file_that_is_no_table_of_choices_is_refused(tmp_path, refused, conten
     path = tmp_path / "given.csv"
     if content is not None:
         path.write_bytes(content)
-    refused(lambda: plan.choices(grid.grid(tuned_grid()), path), str(path))
+    refused(lambda: plan.choices(grid.grid(tuned_grid()), path, whole=True), str(path))
 
 
 # ---- what stands in the tables is kept ----
@@ -342,4 +342,4 @@ def test_runs_in_the_tables_are_kept_line_by_line_if_they_have_the_identity_of_t
     assert [*plan.standing(out / "runs.csv")] == [names[0], names[3]], "without keep they are missing"
     shutil.rmtree(folders)
     with pytest.raises(InputError, match="has no run of the plan"):
-        collect.runs(planned, folders, tmp_path / "none", keep=out)
+        collect.runs(planned, folders, tmp_path / "none", keep=tmp_path / "none")
