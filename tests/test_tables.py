@@ -735,7 +735,7 @@ def test_the_readme_block_follows_the_claims_and_check_notices_a_change(tmp_path
         ["trained net", "frozen net", "what learns in it", "cnn4"],
         [LABELS["fa"], LABELS["frozen"], "one", "29.0 [26.5, 31.5] ✓"],
         [LABELS["fa"], LABELS["bp"], "two", f"{gain} ✗"],
-        [LABELS["fa+bn"], LABELS["frozen+bn"], "one", "40 [−290, 360] ~"],
+        [LABELS["fa+bn"], LABELS["frozen+bn"], "one", "40 [−290, 360] ~; n = 2 (1 diverged), finished alone 1: 10"],
     ]
     assert main(["readme", "--check"]) == 0
     collect.write(quick / "summary" / "claims.csv", table.assign(p=0.5), 8)
