@@ -56,8 +56,8 @@ def runs(planned: dict[str, dict], folders: Path, out: Path, keep: Path | None =
         tables = {name: stack.enter_context(_table(out, name)) for name in folder.TABLES}
         for name, entry in planned.items():
             found = result(entry, folders / name)
-            row = _about(entry) | entry["config"] | (found or {"identity": None, "outcome": "missing"})
-            row = row if found or name not in old else old[name]
+            missing = old.get(name) or {**_about(entry), **entry["config"], "identity": None, "outcome": "missing"}
+            row = {**_about(entry), **entry["config"], **found} if found else missing
             rows.append({key: row[key] for key in dict.fromkeys([*KEYS, *row]) if key not in UNTOLD})
             keys = ",".join(str(row[key]) for key in KEYS) + ","
             for table, file in tables.items():

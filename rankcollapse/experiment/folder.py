@@ -48,16 +48,14 @@ def finished(out: Path, identity: str, tell: Tell) -> dict | None:
     A run.json that is gone or damaged is made again from its copy.
     """
     wrong: dict[Path, str] = {}
-    for name in (RESULT, COPY):
-        if (out / name).exists():
-            damage = dict(files.damage(out / name, out))
-            wrong |= damage
-            found = files.sealed(out / name) if not damage else {}
-            if found.get("identity") == identity:
-                if name == COPY:
-                    tell(f"{out / RESULT} is made again from its copy")
-                    files.write_bytes(out / RESULT, (out / COPY).read_bytes())
-                return found
+    for path in filter(Path.exists, (out / RESULT, out / COPY)):
+        damage = dict(files.damage(path, out))
+        wrong |= damage
+        if not damage and (found := files.sealed(path))["identity"] == identity:
+            if path.name == COPY:
+                tell(f"{out / RESULT} is made again from its copy")
+                files.write_bytes(out / RESULT, path.read_bytes())
+            return found
     for path, what in wrong.items():
         tell(f"{path} is {what}: the run is trained anew")
     return None
