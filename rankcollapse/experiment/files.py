@@ -18,6 +18,8 @@ from filelock import FileLock, SoftFileLock, Timeout
 
 from rankcollapse.errors import InputError
 
+Tell = Callable[[str], object]  # says something to the user
+
 # ---- atomic writing ----
 
 
@@ -86,7 +88,7 @@ def json_text(value: object) -> str:
 
 
 @contextmanager
-def lock(path: Path, tell: Callable[[str], object]) -> Iterator[None]:
+def lock(path: Path, tell: Tell) -> Iterator[None]:
     """Hold the lock file `path`, waiting for another process, which `tell` says once.
 
     The system releases it however the process ends, and on file systems that pass locks on, between machines as well.
@@ -108,7 +110,7 @@ def lock(path: Path, tell: Callable[[str], object]) -> Iterator[None]:
         held.release()
 
 
-def _acquire(held: FileLock | SoftFileLock, what: Path, tell: Callable[[str], object]) -> None:
+def _acquire(held: FileLock | SoftFileLock, what: Path, tell: Tell) -> None:
     try:
         held.acquire(timeout=0)
     except Timeout:

@@ -20,7 +20,7 @@ import os
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +37,11 @@ METRICS = ("epoch", "step", "train_loss", "train_accuracy", "validation_loss", "
 SCALARS = ("quantity", "layer", "step", "value")
 TABLES = {"epochs": "metrics.csv", "ranks": "ranks.csv", "alignment": "alignment.csv", "norms": "norms.csv"}
 HEADS = {"epochs": METRICS, "ranks": (*COLUMNS, *MEASURES), "alignment": SCALARS, "norms": SCALARS}
-Tell = Callable[[str], object]
 
 # ---- results ----
 
 
-def finished(out: Path, identity: str, tell: Tell) -> dict | None:
+def finished(out: Path, identity: str, tell: files.Tell) -> dict | None:
     """What run.json says if the folder is whole, and of this identity; `tell` names what is damaged.
 
     A run.json that is gone or damaged is made again from its copy.
@@ -160,7 +159,7 @@ class Saves:
         self._saved = time.monotonic()
         state.lap(None)
 
-    def restore(self, state, tell: Tell) -> None:
+    def restore(self, state, tell: files.Tell) -> None:
         """Bring a training.State to the latest saved one that is sound, if any; `tell` says which, and which not."""
         for other in sorted({*self.folder.parent.glob("*")} - {self.folder}):
             tell(f"{other} is the state of another config or code, and is not taken")

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -206,14 +206,10 @@ def deterministic() -> Iterator[None]:
         (torch.backends.cuda.matmul, "allow_tf32", False),
         (torch.utils.deterministic, "fill_uninitialized_memory", False),  # a tenth of a step, and nothing reads it
     ]
-    before = [getattr(where, name) for where, name, _ in settings]
-    mode = torch.get_deterministic_debug_mode()
-    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms would load the compiler, for seconds
-    try:
+    with ExitStack() as after:
+        after.callback(torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode())
+        torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms would load the compiler, for seconds
         for where, name, value in settings:
+            after.callback(setattr, where, name, getattr(where, name))
             setattr(where, name, value)
         yield
-    finally:
-        torch.set_deterministic_debug_mode(mode)
-        for (where, name, _), value in zip(settings, before, strict=True):
-            setattr(where, name, value)
