@@ -48,7 +48,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _data(args: argparse.Namespace) -> None:
-    where = args.data_dir, args.ready or Path(args.data_dir).expanduser() / "ready", args.download
+    where = args.data_dir, args.ready, args.download
     print(datasets.prepare(args.name, *where, lambda text: print(text, file=sys.stderr)), file=sys.stderr)
 
 

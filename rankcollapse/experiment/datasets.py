@@ -67,14 +67,20 @@ def steps_per_epoch(config) -> int:
 
 
 def prepare(
-    name: str, data_dir: Path | str, ready: Path | str, download: bool = True, tell: files.Tell = lambda text: None
+    name: str,
+    data_dir: Path | str,
+    ready: Path | str | None = None,
+    download: bool = True,
+    tell: files.Tell = lambda text: None,
 ) -> Path:
-    """The folder ready/NAME with the set's two arrays, as they were sealed when they were made.
+    """The folder NAME of `ready`, by default data_dir/ready, with the set's two arrays as they were sealed when made.
 
     They are made from the files in `data_dir` if they are not there or damaged since, which `tell` says. Raises
     InputError for files that are missing, altered or out of reach, and for a record that they contradict.
     """
-    s, folder, seal = SETS[name], Path(ready) / name, Path(ready) / name / "seal.json"
+    s, data_dir = SETS[name], Path(data_dir).expanduser()
+    folder = Path(ready or data_dir / "ready") / name
+    seal = folder / "seal.json"
     if not [*files.damage(seal, folder)]:
         return folder
     with files.lock(folder.with_name(f".{name}.lock"), tell):
@@ -83,7 +89,7 @@ def prepare(
             tell(f"{path} is {what} since it was sealed: the set is converted anew")
         if wrong:
             seal.unlink(missing_ok=True)
-            train, test = s.source(Path(data_dir).expanduser(), download)
+            train, test = s.source(data_dir, download)
             for part, arrays, count in (("training", train, s.train), ("test", test, s.test)):
                 _check(s, arrays, count, f"the {part} set of {name}", "mend its record in experiment/datasets.py")
             for array, parts in zip(ARRAYS, zip(train, test, strict=True), strict=True):

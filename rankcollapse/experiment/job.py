@@ -48,7 +48,7 @@ def train(
     run.json. Raises InputError if `out` holds another config's run, unless `replace`, or for data that cannot be had. A
     loss that blows up is no error: `outcome` is then `diverged`, and what was measured is kept.
     """
-    out, what, data_dir = Path(out), as_planned or identity(config), Path(data_dir).expanduser()
+    out, what = Path(out), as_planned or identity(config)
     with files.lock(out / folder.LOCK, _tell), Signals() as signals, deterministic():
         files.sweep(out)
         if fresh:
@@ -56,7 +56,7 @@ def train(
         done = None if fresh else folder.finished(out, what, _tell)
         if not done:
             folder.claim(out, config, replace)
-            converted = datasets.prepare(config.dataset, data_dir, ready or data_dir / "ready", download, _tell)
+            converted = datasets.prepare(config.dataset, data_dir, ready, download, _tell)
             where, kept = pick_device(device), folder.Saves(out, identity(config))
             state = State(config, data.load(config, converted, where), kept.gradients)
             kept.restore(state, _tell)
