@@ -27,11 +27,11 @@ Tell = Callable[[str], object]  # says something to the user
 def writing(path: Path | str) -> Iterator[Path]:
     """A temporary path to write to; at the end it is forced to disk and renamed. On any error `path` stays as it was.
 
-    What killed writers of `path` left is swept.
+    What killed writers left in its folder is swept.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent, path)
+    sweep(path.parent)
     temporary = path.with_name(f".{path.stem}.writing.{socket.gethostname()}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
@@ -45,10 +45,9 @@ def writing(path: Path | str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def sweep(folder: Path, path: Path | None = None) -> None:
-    """Delete what killed writers left in a folder, of `path` or of any file; on another machine one may be alive."""
-    stem, suffix = (glob.escape(path.stem), glob.escape(path.suffix)) if path else ("*", "")
-    for left in folder.glob(f".{stem}.writing.{glob.escape(socket.gethostname())}.*{suffix}"):
+def sweep(folder: Path) -> None:
+    """Delete what killed writers left in a folder; on another machine one may be alive."""
+    for left in folder.glob(f".*.writing.{glob.escape(socket.gethostname())}.*"):
         pid = left.name.partition(f".writing.{socket.gethostname()}.")[2].partition(".")[0]
         if pid.isdigit() and not _alive(int(pid)):
             left.unlink(missing_ok=True)
