@@ -48,9 +48,8 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _data(args: argparse.Namespace) -> None:
-    data_dir = Path(args.data_dir).expanduser()
-    where = data_dir, Path(args.ready or data_dir / "ready"), args.download
-    print(datasets.whole(args.name, *where, lambda text: print(text, file=sys.stderr)), file=sys.stderr)
+    where = args.data_dir, args.ready, args.download
+    print(datasets.prepare(args.name, *where, lambda text: print(text, file=sys.stderr)), file=sys.stderr)
 
 
 def _tune(args: argparse.Namespace) -> None:

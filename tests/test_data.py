@@ -64,7 +64,7 @@ def test_a_set_is_converted_once_to_arrays_of_its_record(fake_cifar, tmp_path, m
     record = datasets.SETS[name]
     folder = datasets.prepare(name, fake_cifar, tmp_path / "ready")
     assert folder == tmp_path / "ready" / name
-    assert sorted(path.name for path in folder.iterdir()) == ["images.npy", "labels.npy"]
+    assert sorted(path.name for path in folder.iterdir()) == ["images.npy", "labels.npy", "seal.json"]
     images, labels = datasets.mapped(name, folder)
     channels, height, width = record.shape
     assert (images.dtype, images.shape) == (np.uint8, (record.train + record.test, height, width, channels))
@@ -83,7 +83,7 @@ def test_a_set_is_converted_once_to_arrays_of_its_record(fake_cifar, tmp_path, m
 def test_a_damaged_converted_set_is_converted_anew_from_the_files_that_are_there(fake_cifar, tmp_path, damage, refused):
     """Once, and without a download where none is wanted. `None`: a conversion that was cut off."""
     where, told = (fake_cifar, tmp_path / "elsewhere", False), []
-    folder = datasets.whole("cifar10", *where, told.append)
+    folder = datasets.prepare("cifar10", *where, told.append)
     assert folder == tmp_path / "elsewhere" / "cifar10"
     made = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert {*made} == {"images.npy", "labels.npy", "seal.json"}
@@ -93,13 +93,13 @@ def test_a_damaged_converted_set_is_converted_anew_from_the_files_that_are_there
         (folder / "seal.json").unlink()
         (folder / "labels.npy").unlink()
     for _ in range(2):
-        assert datasets.whole("cifar10", *where, told.append) == folder
+        assert datasets.prepare("cifar10", *where, told.append) == folder
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == made
     named = [f"{folder / damage} is altered since it was sealed: the set is converted anew"] if damage else []
     assert told == named
     (folder / "labels.npy").write_bytes(b"")
     shutil.rmtree(fake_cifar / "cifar-10-batches-py")
-    refused(lambda: datasets.whole("cifar10", *where, told.append), "does not exist and download is false")
+    refused(lambda: datasets.prepare("cifar10", *where, told.append), "does not exist and download is false")
 
 
 def a_part(count, classes=10, shape=(8, 8, 1), dtype=np.uint8):
@@ -122,7 +122,7 @@ def test_files_that_contradict_the_record_are_refused(tmp_path, monkeypatch, ref
     changed = dataclasses.replace(datasets.SETS["digits"], source=lambda data_dir, download: (train, test))
     monkeypatch.setitem(datasets.SETS, "digits", changed)
     refused(lambda: datasets.prepare("digits", tmp_path, tmp_path / "ready"), "digits", *words)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.rglob("*.*")] == [".digits.lock"]
 
 
 def as_bytes(save, *values):
@@ -304,7 +304,7 @@ def test_a_damaged_cifar_file_is_named(fake_cifar, prepared, refused, dataset, n
             file.mkdir()
     state = "missing" if damage == "missing" else "altered or truncated"
     refused(lambda: prepared(dataset), str(file), state)
-    assert not (fake_cifar / "ready").exists()
+    assert not (fake_cifar / "ready" / dataset).exists()
 
 
 @pytest.mark.parametrize(
@@ -315,15 +315,15 @@ def test_a_damaged_cifar_file_is_named(fake_cifar, prepared, refused, dataset, n
 def test_a_failing_download_is_explained_and_leaves_nothing(tmp_path, monkeypatch, refused, error, words):
     def unreachable(self):
         assert socket.getdefaulttimeout() == datasets.STALLED
-        (tmp_path / next(tmp_path.iterdir()).name / "half").write_text("of a file", encoding="utf-8")
+        (next((tmp_path / "data").iterdir()) / "half").write_text("of a file", encoding="utf-8")
         raise error
 
     monkeypatch.setattr(torchvision.datasets.CIFAR100, "download", unreachable)
-    prepare = functools.partial(datasets.prepare, "cifar100", tmp_path, tmp_path / "ready")
-    refused(prepare, str(tmp_path / "cifar-100-python"), "could not be downloaded", words)
+    prepare = functools.partial(datasets.prepare, "cifar100", tmp_path / "data", tmp_path / "ready")
+    refused(prepare, str(tmp_path / "data" / "cifar-100-python"), "could not be downloaded", words)
     assert socket.getdefaulttimeout() is None
-    refused(lambda: prepare(download=False), str(tmp_path / "cifar-100-python"), "download is false")
-    assert list(tmp_path.iterdir()) == []
+    refused(lambda: prepare(download=False), str(tmp_path / "data" / "cifar-100-python"), "download is false")
+    assert list((tmp_path / "data").iterdir()) == []
 
 
 def test_a_download_ends_under_the_official_name_in_the_home_that_a_tilde_means(fake_cifar, tmp_path, monkeypatch):

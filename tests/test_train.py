@@ -521,12 +521,13 @@ def test_signals_are_measured_in_all_layers_and_gradients_and_updates_in_those_t
 def test_tuning_cannot_reach_test_images(tiny, digits, data_dir, tmp_path):
     """A candidate is the same to the bit whatever the test images are; a run has another test accuracy, and no more."""
     tampered = tmp_path / "tampered" / "ready" / "digits"
-    shutil.copytree(digits, tampered, ignore=shutil.ignore_patterns("seal.json"))
+    shutil.copytree(digits, tampered)
     rng, made = np.random.default_rng(0), {}
     for name in ("images", "labels"):
         array = np.load(tampered / f"{name}.npy")
         array[1437:] = rng.integers(0, 256, array[1437:].shape) if name == "images" else rng.permutation(array[1437:])
         np.save(tampered / f"{name}.npy", array)
+    files.seal(tampered / "seal.json", {}, ["images.npy", "labels.npy"], tampered)
     passing = {"seconds", "train_seconds", "probe_seconds", "images_per_second", "memory_mb", "started", "finished"}
     for tuning in (True, False):
         for where in (data_dir, tmp_path / "tampered"):
@@ -563,7 +564,7 @@ def test_the_clock_of_training_stands_still_while_probes_run(tiny, new_state, mo
     state = new_state(tiny(epochs=2, **PROBES))
     state.forward = taking(1, state.model)
     fit(state)
-    assert state.seconds == {"train": 20, "probes": 100 * (20 + 3 + 2), "evaluation": 0}  # rows, signals, updates
+    assert state.seconds == {"train": 20, "probes": 100 * (20 + 3 + 2)}  # rows, signals, updates
 
 
 def test_memory_is_the_peak_of_training_and_not_of_what_came_before(tiny, run, tmp_path):

@@ -23,6 +23,7 @@ KEYS = ["study", "dataset", "architecture", "arm", "seed"]  # of a run in every 
 TEXT = ["candidate", "quantity", "layer", "scope", "edge", "identity"]  # columns of names, whatever those look like
 UNTOLD = ("files", "measures")  # of run.json, no columns of runs.csv
 KNOBS = [*plan.SHORT]
+HEADS = {name: ",".join([*KEYS, *columns]) + "\n" for name, columns in folder.HEADS.items()}
 CANDIDATE = [*KEYS, "candidate", *KNOBS, "epochs", "identity", "outcome", "validation_accuracy"]
 
 
@@ -56,8 +57,8 @@ def runs(planned: dict[str, dict], folders: Path, out: Path, keep: Path | None =
         tables = {name: stack.enter_context(_table(out, name)) for name in folder.TABLES}
         for name, entry in planned.items():
             found = result(entry, folders / name)
-            row = _about(entry) | entry["config"] | (found or {"identity": None, "outcome": "missing"})
-            row = row if found or name not in old else old[name]
+            missing = old.get(name) or {**_about(entry), **entry["config"], "identity": None, "outcome": "missing"}
+            row = {**_about(entry), **entry["config"], **found} if found else missing
             rows.append({key: row[key] for key in dict.fromkeys([*KEYS, *row]) if key not in UNTOLD})
             keys = ",".join(str(row[key]) for key in KEYS) + ","
             for table, file in tables.items():
@@ -102,14 +103,12 @@ def _about(entry: dict) -> dict:
 
 def _kept(table: Path | None, planned: dict[str, dict]) -> dict[str, dict]:
     """The rows of a table that stand there under the identity of the plan, by name."""
-    identities = plan.standing(table) if table else {}
-    names = {name for name, entry in planned.items() if identities.get(name) == entry["identity"]}
-    if not names:
+    if not (table and table.exists()):
         return {}
     rows = read(table).astype(object)
-    rows = rows.where(rows.notna(), None).to_dict("records")
-    named = {(plan.CANDIDATE if "candidate" in row else plan.NAME).format(**row): row for row in rows}
-    return {name: named[name] for name in names}
+    rows = rows[rows["outcome"] != "missing"].where(rows.notna(), None).to_dict("records")
+    old = {(plan.CANDIDATE if "candidate" in row else plan.NAME).format(**row): row for row in rows}
+    return {name: old[name] for name in old.keys() & planned if old[name]["identity"] == planned[name]["identity"]}
 
 
 def _lines(path: Path) -> dict[str, str]:
@@ -117,7 +116,7 @@ def _lines(path: Path) -> dict[str, str]:
     found: dict[str, list[str]] = {}
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
         head = next(file, "")
-        if head != _head(path.name.split(".")[0]):
+        if head != HEADS[path.name.split(".")[0]]:
             raise InputError(f"{path} has other columns than this version writes: call again without keep")
         for line in file:
             found.setdefault(",".join(line.split(",", len(KEYS))[: len(KEYS)]) + ",", []).append(line)
@@ -127,10 +126,6 @@ def _lines(path: Path) -> dict[str, str]:
 def _path(out: Path, name: str) -> Path:
     """Compressed, but for the smallest."""
     return out / f"{name}.csv{'' if name == 'epochs' else '.gz'}"
-
-
-def _head(name: str) -> str:
-    return ",".join([*KEYS, *folder.HEADS[name]]) + "\n"
 
 
 @contextmanager
@@ -143,5 +138,5 @@ def _table(out: Path, name: str) -> Iterator[BinaryIO]:
         # No time stamp or file name inside, so that equal is equal.
         gzip.GzipFile("", "wb", 6, raw, mtime=0) if path.suffix == ".gz" else nullcontext(raw) as file,
     ):
-        file.write(_head(name).encode())
+        file.write(HEADS[name].encode())
         yield file

@@ -66,34 +66,35 @@ def steps_per_epoch(config) -> int:
 # ---- converted files ----
 
 
-def prepare(name: str, data_dir: Path | str, out: Path | str, download: bool = True) -> Path:
-    """The folder out/NAME with the set's two arrays, made from the files in `data_dir` if it is not there.
+def prepare(
+    name: str,
+    data_dir: Path | str,
+    ready: Path | str | None = None,
+    download: bool = True,
+    tell: files.Tell = lambda text: None,
+) -> Path:
+    """The folder NAME of `ready`, by default data_dir/ready, with the set's two arrays as they were sealed when made.
 
-    Raises InputError for files that are missing, altered or out of reach, and for a record that they contradict.
+    They are made from the files in `data_dir` if they are not there or damaged since, which `tell` says. Raises
+    InputError for files that are missing, altered or out of reach, and for a record that they contradict.
     """
-    s, folder = SETS[name], Path(out) / name
-    if not all((folder / array).exists() for array in ARRAYS):
-        train, test = s.source(Path(data_dir).expanduser(), download)
-        for part, arrays, count in (("training", train, s.train), ("test", test, s.test)):
-            _check(s, arrays, count, f"the {part} set of {name}", "mend its record in experiment/datasets.py")
-        for array, parts in zip(ARRAYS, zip(train, test, strict=True), strict=True):
-            files.write(folder / array, functools.partial(np.save, arr=np.concatenate(parts)))
-    return folder
-
-
-def whole(name: str, data_dir: Path, ready: Path, download: bool, tell: Callable[[str], object]) -> Path:
-    """The folder of a converted set as it was sealed when it was made: what was damaged since is converted anew."""
-    folder, seal = ready / name, ready / name / "seal.json"
-    if [*files.damage(seal, folder)]:
-        with files.lock(ready / f".{name}.lock", tell):
-            wrong = [*files.damage(seal, folder)] if seal.exists() else []  # unless another process was faster
-            for path, what in wrong:
-                tell(f"{path} is {what} since it was sealed: the set is converted anew")
-            for made in ("seal.json", *ARRAYS) if wrong else ():
-                (folder / made).unlink(missing_ok=True)
-            prepare(name, data_dir, ready, download)
-            if not seal.exists():
-                files.seal(seal, {}, ARRAYS, folder)
+    s, data_dir = SETS[name], Path(data_dir).expanduser()
+    folder = Path(ready or data_dir / "ready") / name
+    seal = folder / "seal.json"
+    if not [*files.damage(seal, folder)]:
+        return folder
+    with files.lock(folder.with_name(f".{name}.lock"), tell):
+        wrong = [*files.damage(seal, folder)]  # none if another process was faster
+        for path, what in wrong if seal.exists() else ():
+            tell(f"{path} is {what} since it was sealed: the set is converted anew")
+        if wrong:
+            seal.unlink(missing_ok=True)
+            train, test = s.source(data_dir, download)
+            for part, arrays, count in (("training", train, s.train), ("test", test, s.test)):
+                _check(s, arrays, count, f"the {part} set of {name}", "mend its record in experiment/datasets.py")
+            for array, parts in zip(ARRAYS, zip(train, test, strict=True), strict=True):
+                files.write(folder / array, functools.partial(np.save, arr=np.concatenate(parts)))
+            files.seal(seal, {}, ARRAYS, folder)
     return folder
 
 

@@ -18,6 +18,8 @@ from filelock import FileLock, SoftFileLock, Timeout
 
 from rankcollapse.errors import InputError
 
+Tell = Callable[[str], object]  # says something to the user
+
 # ---- atomic writing ----
 
 
@@ -25,11 +27,11 @@ from rankcollapse.errors import InputError
 def writing(path: Path | str) -> Iterator[Path]:
     """A temporary path to write to; at the end it is forced to disk and renamed. On any error `path` stays as it was.
 
-    What killed writers of `path` left is swept.
+    What killed writers left in its folder is swept.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent, path)
+    sweep(path.parent)
     temporary = path.with_name(f".{path.stem}.writing.{socket.gethostname()}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
@@ -43,10 +45,9 @@ def writing(path: Path | str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def sweep(folder: Path, path: Path | None = None) -> None:
-    """Delete what killed writers left in a folder, of `path` or of any file; on another machine one may be alive."""
-    stem, suffix = (glob.escape(path.stem), glob.escape(path.suffix)) if path else ("*", "")
-    for left in folder.glob(f".{stem}.writing.{glob.escape(socket.gethostname())}.*{suffix}"):
+def sweep(folder: Path) -> None:
+    """Delete what killed writers left in a folder; on another machine one may be alive."""
+    for left in folder.glob(f".*.writing.{glob.escape(socket.gethostname())}.*"):
         pid = left.name.partition(f".writing.{socket.gethostname()}.")[2].partition(".")[0]
         if pid.isdigit() and not _alive(int(pid)):
             left.unlink(missing_ok=True)
@@ -86,7 +87,7 @@ def json_text(value: object) -> str:
 
 
 @contextmanager
-def lock(path: Path, tell: Callable[[str], object]) -> Iterator[None]:
+def lock(path: Path, tell: Tell) -> Iterator[None]:
     """Hold the lock file `path`, waiting for another process, which `tell` says once.
 
     The system releases it however the process ends, and on file systems that pass locks on, between machines as well.
@@ -108,7 +109,7 @@ def lock(path: Path, tell: Callable[[str], object]) -> Iterator[None]:
         held.release()
 
 
-def _acquire(held: FileLock | SoftFileLock, what: Path, tell: Callable[[str], object]) -> None:
+def _acquire(held: FileLock | SoftFileLock, what: Path, tell: Tell) -> None:
     try:
         held.acquire(timeout=0)
     except Timeout:

@@ -20,7 +20,7 @@ import os
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -37,27 +37,24 @@ METRICS = ("epoch", "step", "train_loss", "train_accuracy", "validation_loss", "
 SCALARS = ("quantity", "layer", "step", "value")
 TABLES = {"epochs": "metrics.csv", "ranks": "ranks.csv", "alignment": "alignment.csv", "norms": "norms.csv"}
 HEADS = {"epochs": METRICS, "ranks": (*COLUMNS, *MEASURES), "alignment": SCALARS, "norms": SCALARS}
-Tell = Callable[[str], object]
 
 # ---- results ----
 
 
-def finished(out: Path, identity: str, tell: Tell) -> dict | None:
+def finished(out: Path, identity: str, tell: files.Tell) -> dict | None:
     """What run.json says if the folder is whole, and of this identity; `tell` names what is damaged.
 
     A run.json that is gone or damaged is made again from its copy.
     """
     wrong: dict[Path, str] = {}
-    for name in (RESULT, COPY):
-        if (out / name).exists():
-            damage = dict(files.damage(out / name, out))
-            wrong |= damage
-            found = files.sealed(out / name) if not damage else {}
-            if found.get("identity") == identity:
-                if name == COPY:
-                    tell(f"{out / RESULT} is made again from its copy")
-                    files.write_bytes(out / RESULT, (out / COPY).read_bytes())
-                return found
+    for path in filter(Path.exists, (out / RESULT, out / COPY)):
+        damage = dict(files.damage(path, out))
+        wrong |= damage
+        if not damage and (found := files.sealed(path))["identity"] == identity:
+            if path.name == COPY:
+                tell(f"{out / RESULT} is made again from its copy")
+                files.write_bytes(out / RESULT, path.read_bytes())
+            return found
     for path, what in wrong.items():
         tell(f"{path} is {what}: the run is trained anew")
     return None
@@ -162,7 +159,7 @@ class Saves:
         self._saved = time.monotonic()
         state.lap(None)
 
-    def restore(self, state, tell: Tell) -> None:
+    def restore(self, state, tell: files.Tell) -> None:
         """Bring a training.State to the latest saved one that is sound, if any; `tell` says which, and which not."""
         for other in sorted({*self.folder.parent.glob("*")} - {self.folder}):
             tell(f"{other} is the state of another config or code, and is not taken")

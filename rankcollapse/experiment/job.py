@@ -7,7 +7,7 @@ import resource
 import signal
 import sys
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,7 +48,7 @@ def train(
     run.json. Raises InputError if `out` holds another config's run, unless `replace`, or for data that cannot be had. A
     loss that blows up is no error: `outcome` is then `diverged`, and what was measured is kept.
     """
-    out, what, data_dir = Path(out), as_planned or identity(config), Path(data_dir).expanduser()
+    out, what = Path(out), as_planned or identity(config)
     with files.lock(out / folder.LOCK, _tell), Signals() as signals, deterministic():
         files.sweep(out)
         if fresh:
@@ -56,7 +56,7 @@ def train(
         done = None if fresh else folder.finished(out, what, _tell)
         if not done:
             folder.claim(out, config, replace)
-            converted = datasets.whole(config.dataset, data_dir, Path(ready or data_dir / "ready"), download, _tell)
+            converted = datasets.prepare(config.dataset, data_dir, ready, download, _tell)
             where, kept = pick_device(device), folder.Saves(out, identity(config))
             state = State(config, data.load(config, converted, where), kept.gradients)
             kept.restore(state, _tell)
@@ -137,24 +137,19 @@ def _tell(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-class Signals:
+class Signals(ExitStack):
     """A context in which SIGTERM and SIGINT end the process in order, and SIGUSR1 asks for a save.
 
     A first signal ends it at once, but while `deferred`, when `stop` tells the work to save and to call `end`.
     """
 
-    def __init__(self):
-        self.stop, self.save, self.deferred, self._before = 0, False, False, {}
+    stop, save, deferred = 0, False, False
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():  # others have no handlers
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-                self._before[number] = signal.signal(number, self._handle)
+                self.callback(signal.signal, number, signal.signal(number, self._handle))
         return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: object) -> None:
         if number == signal.SIGUSR1:

@@ -22,7 +22,6 @@ NAME = ARM + "/seed{seed}"  # of a run: its folder below results/<preset>/runs
 CANDIDATE = ARM + "/{candidate}/seed{seed}"  # and that of a candidate, below results/<preset>/tuning
 SHORT = {"lr": "lr", "weight_decay": "wd"}  # the knobs that are tuned, and their names in that of a candidate
 FOLDERS = {"runs": "runs", "candidates": "tuning"}
-ARM_KEYS = ("study", "dataset", "arm")
 Choices = dict[str, dict[str, float]]  # by ARM, its tuned knobs
 
 
@@ -66,13 +65,13 @@ def runs(grid: Grid, device: str, choices: Choices) -> list[Run]:
         raise InputError(f"config: seed {both[0]} is both in seeds and in tuning.seeds; a seed must tune or report")
     found = []
     for study, arm, dataset, values, place in _places(grid):
-        origin, waiting = study.arms[arm].like or arm, False
-        if tune := study.arms[origin].tune:
-            chosen = choices.get(ARM.format(study=study.name, dataset=dataset, arm=origin))
-            values, waiting = values | (chosen or tune.middle), chosen is None
+        origin = study.arms[arm].like or arm
+        tune, chosen = study.arms[origin].tune, choices.get(ARM.format(study=study.name, dataset=dataset, arm=origin))
+        if tune:
+            values = values | (chosen or tune.middle)
         for seed in grid.seeds:
             run = _run(study, arm, {**values, "seed": seed}, device, place)
-            found.append(replace(run, identity=None) if waiting else run)
+            found.append(replace(run, identity=None) if tune and not chosen else run)
     return found
 
 
@@ -118,16 +117,14 @@ def _candidates(grid: Grid, study: Study, arm: str, values: dict, device: str, p
     unprobed = {"gradient_every": 0, "signals_every": 0, "gradient_stride": 25, "gradient_window": 100}
     values = {**values, **unprobed, "probe_images": 2, "tuning": True}
     whole = values.get("epochs", RunConfig().epochs)
-    short, found = math.ceil(round(grid.tuning.share * whole, 9)), []  # 0.07 * 100 is above 7
-    lengths = [(short, grid.tuning.seeds)]
+    short = math.ceil(round(grid.tuning.share * whole, 9))  # 0.07 * 100 is above 7
+    lengths = [("", short, seed) for seed in grid.tuning.seeds]
     if study.arms[arm].check and short < whole:
-        lengths.append((whole, grid.tuning.seeds[:1]))
-    for chosen, (epochs, seeds) in itertools.product(study.arms[arm].tune.candidates, lengths):
-        name = "-".join(f"{SHORT[key]}{value:g}" for key, value in chosen.items())
-        name += "" if epochs == short else "-full"
-        for seed in seeds:
-            here = {**values, **chosen, "epochs": epochs, "seed": seed}
-            found.append(_run(study, arm, here, device, place, name))
+        lengths.append(("-full", whole, grid.tuning.seeds[0]))
+    found = []
+    for chosen, (ending, epochs, seed) in itertools.product(study.arms[arm].tune.candidates, lengths):
+        name = "-".join(f"{SHORT[key]}{value:g}" for key, value in chosen.items()) + ending
+        found.append(_run(study, arm, {**values, **chosen, "epochs": epochs, "seed": seed}, device, place, name))
     return found
 
 
@@ -153,7 +150,7 @@ def choices(grid: Grid, table: Path | str, whole: bool = False) -> Choices:
 
     Raises InputError, one sentence, for any other table, and where it must be `whole` for an arm without a choice.
     """
-    needed, found = {*ARM_KEYS, *SHORT, "chosen"}, {}
+    needed, found = {"study", "dataset", "arm", *SHORT, "chosen"}, {}
     try:
         with open(table, encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)

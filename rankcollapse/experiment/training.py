@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -47,7 +47,7 @@ class State:
         self.step = 0
         self.epochs: list[dict] = []
         self.loss_sum = self.correct = 0  # over the steps of this epoch; tensors then, so that no step waits for a GPU
-        self.seconds = {"train": 0.0, "probes": 0.0, "evaluation": 0.0}
+        self.seconds = {"train": 0.0, "probes": 0.0}
         self.mark = time.perf_counter()
         self.parts = [self.model, *self.optimizers, *self.schedules, self.signals, self.trajectory]
 
@@ -131,7 +131,7 @@ class State:
         }
         self.lap("train")
         loss, accuracy = evaluate(self.model, self.data, self.data.validation, self.config)
-        self.lap("evaluation")
+        self.lap(None)
         self.epochs.append({**row, "validation_loss": loss, "validation_accuracy": accuracy})
         self.epoch_start = self.order.get_state()
         self.loss_sum = self.correct = 0
@@ -149,10 +149,8 @@ class State:
     def spectra(self) -> list[Spectrum]:
         """All that were measured, after the last step: those that need all of training are made now."""
         self.signals.finish()
-        found = [
-            *self.signals.spectra,
-            *self.trajectory.spectra(self.config.gradient_stride, self.config.gradient_window),
-        ]
+        stride, window = self.config.gradient_stride, self.config.gradient_window
+        found = [*self.signals.spectra, *self.trajectory.spectra(stride, window)]
         self.trajectory.close()
         self.lap("probes")
         return found
@@ -208,14 +206,10 @@ def deterministic() -> Iterator[None]:
         (torch.backends.cuda.matmul, "allow_tf32", False),
         (torch.utils.deterministic, "fill_uninitialized_memory", False),  # a tenth of a step, and nothing reads it
     ]
-    before = [getattr(where, name) for where, name, _ in settings]
-    mode = torch.get_deterministic_debug_mode()
-    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms would load the compiler, for seconds
-    try:
+    with ExitStack() as after:
+        after.callback(torch.set_deterministic_debug_mode, torch.get_deterministic_debug_mode())
+        torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms would load the compiler, for seconds
         for where, name, value in settings:
+            after.callback(setattr, where, name, getattr(where, name))
             setattr(where, name, value)
         yield
-    finally:
-        torch.set_deterministic_debug_mode(mode)
-        for (where, name, _), value in zip(settings, before, strict=True):
-            setattr(where, name, value)

@@ -14,11 +14,10 @@ from rankcollapse.experiment import files, folder, plan
 def verify(results: Path) -> int:
     """Print each file of a preset that is missing, altered or stray; how many they are."""
     started, digest = time.monotonic(), files.Digests(results / ".digests.json", fresh=True)
-    runs = _planned(results / "plan.json")
+    runs, away = _planned(results / "plan.json"), set()
     found = {path: what for _, path, what in files.problems(results, runs, digest)}
     if any(path.exists() for path in runs):
         found |= {path: "missing" for path in runs if not path.exists()}
-        away = []
     else:
         away = _not_kept(found)
     found = {path: what for path, what in found.items() if path not in away}
@@ -35,33 +34,34 @@ def verify(results: Path) -> int:
 def _planned(path: Path) -> list[Path]:
     """run.json of each run and candidate of a plan, if there is a readable one."""
     try:
-        found = [(path.parent / where, plan.entries(path, part)) for part, where in plan.FOLDERS.items()]
+        parts = [(path.parent / where, plan.entries(path, part)) for part, where in plan.FOLDERS.items()]
     except InputError:
         return []
-    return [where / name / folder.RESULT for where, entries in found for name in entries]
+    return [where / name / folder.RESULT for where, entries in parts for name in entries]
 
 
-def _not_kept(found: dict[Path, str]) -> list[Path]:
+def _not_kept(found: dict[Path, str]) -> set[Path]:
     """Those that are missing and no part of the repository; none where there is none."""
     try:
         said = subprocess.check_output(["git", "ls-files", "-z"], encoding="utf-8", stderr=subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError):
-        return []
-    kept = {*said.split("\0")}
-    return [path for path, what in found.items() if what == "missing" and str(path) not in kept]
+        return set()
+    return {path for path, what in found.items() if what == "missing"} - {*map(Path, said.split("\0"))}
 
 
-def _strays(results: Path, digest: files.Digests) -> list[Path]:
+def _strays(results: Path, digest: files.Digests) -> set[Path]:
     """Files, or whole run folders, beside the sealed ones that no seal names; not of runs that are being trained, and
     not what snakemake has moved aside.
     """
-    places = [*(results / part for part in ("runs", "tuning", "tables", "summary", "pages"))]
+    folders = {results / where for where in plan.FOLDERS.values()}
+    places = [*folders, *(results / part for part in ("tables", "summary", "pages"))]
     places += [Path("figures", results.name), Path("paper", results.name)]
-    known = {*digest.used, *(name.replace(f"/{folder.RESULT}", f"/{folder.COPY}") for name in digest.used)}
-    found = [path for place in places for path in place.rglob("*") if path.is_file() and str(path) not in known]
-    unfinished = {path.parents[2] for path in found if path.parents[1].name == "state"}
-    found = [path for path in found if not unfinished & {*path.parents} and path.name != folder.LOCK]
-    found = [path for path in found if path.suffix != ".damaged"]
-    sealed = {str(Path(name).parent) for name in known}
-    whole = {path: path.parent for path in found if str(path.parent) not in sealed and {*places[:2]} & {*path.parents}}
-    return [*dict.fromkeys(whole.get(path, path) for path in found)]
+    known = {*map(Path, digest.used)}
+    known |= {path.with_name(folder.COPY) for path in known if path.name == folder.RESULT}
+    found = {path for place in places for path in place.rglob("*") if path.is_file()} - known
+    training = {path.parents[2] for path in found if path.parents[1].name == "state"}
+    found = {path for path in found if path.name != folder.LOCK and path.suffix != ".damaged"}
+    found = {path for path in found if not training & {*path.parents}}
+    sealed = {path.parent for path in known}
+    whole = {path for path in found if path.parent not in sealed and folders & {*path.parents}}
+    return found - whole | {path.parent for path in whole}

@@ -6,7 +6,6 @@ device, then filled from a generator.
 """
 
 import inspect
-import itertools
 import math
 from itertools import pairwise
 
@@ -79,28 +78,18 @@ def resnet18(shape: tuple[int, int, int], classes: int, width: int, stem_stride:
     return net
 
 
-def blocks(net: nn.Sequential) -> list[list[nn.Module]]:
-    """The hidden blocks of a network, from the image on: each child with a name, and the nameless ones after it."""
-    found: list[list[nn.Module]] = []
-    for name, module in net.named_children():
-        if not name.isdigit():
-            found.append([])
-        if found:
-            found[-1].append(module)
-    return found[:-1]  # the last is the classifier
-
-
 def freeze(net: nn.Sequential, learning: int | None) -> None:
-    """Let the last `learning` blocks and the classifier learn, in place; None: all. Raises InputError beyond them."""
+    """Let the last `learning` blocks and the classifier learn, in place; None: all. Raises InputError beyond them.
+
+    A block is a child with a name, and the nameless ones after it.
+    """
     if learning is None:
         return
-    found = blocks(net)
-    if learning > len(found):
-        what = f"learning_blocks is {learning}, but the network has {len(found)} blocks before its classifier"
-        raise InputError(f"{what}; it must be {len(found)} or less")
-    net.requires_grad_(False)
-    for module in [net.head, *itertools.chain(*found[-learning:])]:
-        module.requires_grad_(True)
+    starts = [i for i, (name, _) in enumerate(net.named_children()) if not name.isdigit()]  # the classifier's is last
+    if learning >= len(starts):
+        what = f"learning_blocks is {learning}, but the network has {len(starts) - 1} blocks before its classifier"
+        raise InputError(f"{what}; it must be {len(starts) - 1} or less")
+    net[: starts[-1 - learning]].requires_grad_(False)
 
 
 ARCHITECTURES = {"mlp": mlp, "cnn4": cnn4, "resnet18": resnet18}

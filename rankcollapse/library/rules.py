@@ -5,7 +5,7 @@ checkpoint is complete. A new rule is a class here, its name in RULES, and the n
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -101,15 +101,11 @@ RULES: dict[str, Backpropagation] = {
 @contextmanager
 def through(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
     """Within this context errors travel back through `weights`, by name of a layer, in place of B."""
-    layers = feedback_layers(model)
-    kept = {name: layer.feedback for name, layer in layers.items()}
-    try:
-        for name, layer in layers.items():
+    with ExitStack() as after:
+        for name, layer in feedback_layers(model).items():
+            after.callback(setattr, layer, "feedback", layer.feedback)
             layer.feedback = weights[name].detach()
         yield
-    finally:
-        for name, layer in layers.items():
-            layer.feedback = kept[name]
 
 
 def exact_feedback(model: nn.Module) -> AbstractContextManager[None]:

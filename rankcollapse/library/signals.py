@@ -143,17 +143,12 @@ def _products(a: Tensor, b: Tensor) -> Tensor:
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Passes in here run in train mode and reach frozen weights; mode, freeze and running statistics are put back."""
-    training, norms = model.training, [m for m in model.modules() if isinstance(m, models.NORMS)]
-    statistics = [(b, b.clone()) for norm in norms for b in norm.buffers()]
-    frozen = [w for w in models.matrices(model).values() if not w.requires_grad]
-    model.train()
-    try:
-        for weight in frozen:
+    with ExitStack() as after:
+        for statistics in (b for m in model.modules() if isinstance(m, models.NORMS) for b in m.buffers()):
+            after.callback(statistics.copy_, statistics.clone())
+        for weight in models.matrices(model).values():
+            after.callback(weight.requires_grad_, weight.requires_grad)
             weight.requires_grad_(True)
+        after.callback(model.train, model.training)
+        model.train()
         yield
-    finally:
-        model.train(training)
-        for weight in frozen:
-            weight.requires_grad_(False)
-        for buffer, kept in statistics:
-            buffer.copy_(kept)
