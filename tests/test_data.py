@@ -175,16 +175,6 @@ def test_digits_are_those_of_scikit_learn_and_36_test_images_are_of_each_class(t
     )
 
 
-def test_the_training_subset_alone_follows_the_seed_and_is_stratified(tiny, digits):
-    first, again, other = (load(tiny(seed=seed, lr=lr), digits) for seed, lr in ((3, 0.1), (3, 0.2), (1, 0.1)))
-    for a, b in ((first.validation, other.validation), (first.test, other.test), (first.train, again.train)):
-        assert torch.equal(a.images, b.images)
-        assert torch.equal(a.labels, b.labels)
-    assert not torch.equal(first.train.images, other.train.images)
-    whole = torch.bincount(load(tiny(train_images=None), digits).train.labels)
-    assert float((torch.bincount(first.train.labels) - 640 * whole / whole.sum()).abs().max()) <= 1
-
-
 # ---- images set apart for tuning ----
 
 TUNING = {"tuning_images": 300, "train_images": None}
@@ -368,18 +358,6 @@ def test_an_epoch_without_its_first_batches_is_the_tail_of_the_whole(tiny, optio
         assert torch.equal(order.get_state(), state), "the next epoch starts where it would have"
     for other in (gen(4), first):  # another seed, the next epoch
         assert not all(torch.equal(a, b) for (_, a), (_, b) in zip(whole, batches(data, config, other), strict=True))
-
-
-def test_batches_are_the_same_on_every_device_and_draw_from_no_global_generator(
-    tiny, digits, device, global_random_state
-):
-    config, before = tiny(flip=True, crop=1), global_random_state()
-    here, there = (list(batches(load(config, digits, where), config, gen())) for where in ("cpu", device))
-    assert global_random_state() == before
-    for (images, labels), (others, own) in zip(here, there, strict=True):
-        assert others.device.type == own.device.type == device
-        assert torch.equal(labels, own.cpu())
-        torch.testing.assert_close(images, others.cpu(), rtol=1e-6, atol=1e-6)
 
 
 def test_about_half_of_the_images_are_flipped_and_every_shift_occurs(tiny):

@@ -108,19 +108,6 @@ def test_a_diverged_run_counts_in_accuracies_and_those_of_the_finished_stand_bes
         assert table[f"{columns}_std"] == pytest.approx(np.std(values, ddof=1))
 
 
-def test_an_arm_that_always_diverges_has_accuracies_and_no_other_mean_and_is_in_every_table():
-    made = runs(fa=[10, 10]).assign(seconds=1.0, images_per_second=1.0, memory_mb=1, probe_seconds=0.1, train_seconds=1)
-    cosines = spectra(["diverged"] * 2, [[1], [2]]).assign(value=0.5)
-    for table, n, column, mean in (
-        (summaries.accuracy(made, []), 2, "test_percent_mean", 10),
-        (summaries.cost(made.assign(device="CPU")), 0, "seconds_mean", np.nan),
-        (ends(spectra(["diverged"] * 2, [[1], [2]])), 0, "entropy_s_mean", np.nan),
-        (summaries.ends(cosines, ["quantity", "layer"], ["value"]), 0, "value_mean", np.nan),
-    ):
-        assert table["n"].tolist() == [n]
-        assert table[column].tolist() == pytest.approx([mean], nan_ok=True)
-
-
 # ---- claims, on tables made by hand ----
 
 CLAIM = {"id": "x", "statement": "x", "source": "ours", "study": "cnn4", "dataset": "cifar10", "quantity": "accuracy",
@@ -201,7 +188,6 @@ def test_a_claim_on_a_number_compares_with_the_number():
         ({"relation": "below"}, ["relation is 'below'", "'less' or 'greater'"]),
         ({"quantity": "acuracy"}, ["quantity is 'acuracy'", "it must be accuracy, or table: ranks"]),
         ({"quantity": {**RANK, "layr": "conv4"}}, ["quantity is {", "'layr'", "quantity, layer, scope and measure"]),
-        ({"quantity": {"table": "ranks", "quantity": "error"}}, ["table: ranks, quantity, layer, scope and measure"]),
         ({"quantity": {**RANK, "rows": "200"}}, ["'rows': '200'"]),
         ({"at": "equal loss"}, ["accuracy", "at equal loss there are ranks and cosines"]),
         (None, ["must hold statements", "depth_utility"]),

@@ -15,7 +15,7 @@ from torch import nn
 from rankcollapse.errors import InputError
 from rankcollapse.experiment import network, training
 from rankcollapse.library import models, ranks, rules, signals, spectra, trajectory
-from rankcollapse.library.updates import MomentumSGD, Muon, flatten, full_rank, orthogonalise, top_r, unflatten
+from rankcollapse.library.updates import MomentumSGD, Muon, full_rank, orthogonalise, top_r, unflatten
 
 INTERVENTIONS = [lambda m: top_r(m, 2), lambda m: full_rank(m, "frobenius"), lambda m: full_rank(m, "spectral")]
 A, B, C = 3.4445, -4.7750, 2.0315
@@ -96,14 +96,6 @@ def test_muon_is_torch_muon_on_flattened_matrices(shape_factor, decay, layout, d
         moved, expected = p.detach() - value, m.detach().view(p.shape) - value
         assert distance(moved, expected) < (0.02 if len(p) > 64 else 1e-4)
         assert (p.data_ptr(), p.stride()) == (pointer, stride)
-
-
-def test_a_fast_layout_is_never_copied():
-    for p in (w.detach() for layout in (torch.clone, channels_last) for w in weights(layout)):
-        matrix = flatten(p, p)
-        assert matrix.data_ptr() == unflatten(matrix, p).data_ptr() == p.data_ptr()
-        assert matrix.is_contiguous()
-        assert torch.equal(unflatten(matrix, p), p)
 
 
 def newton_schulz(matrix, steps):
