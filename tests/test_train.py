@@ -23,8 +23,7 @@ from rankcollapse.experiment.folder import read_spectra
 from rankcollapse.experiment.identity import MEASURES, TRAINING, code
 from rankcollapse.experiment.network import make_model
 from rankcollapse.experiment.training import deterministic, evaluate, fit, pick_device
-from rankcollapse.library import feedback, models, signals, trajectory
-from rankcollapse.library.rules import Backpropagation
+from rankcollapse.library import feedback, models, rules, signals, trajectory
 
 FILES = {*folders.RUN, "run.json", ".run.json", ".lock"}
 PROBES = {"gradient_every": 1, "gradient_stride": 4, "gradient_window": 8, "signals_every": 1}
@@ -250,13 +249,13 @@ def test_bfloat16_rows_lose_nothing_of_a_gradient_under_autocast(tmp_path, archi
 @pytest.fixture
 def drawn(monkeypatch):
     """The weights, by layer, of every context in which errors travel back through others than the run's."""
-    seen, through = [], Backpropagation.through
+    seen, through = [], rules.through
 
-    def watched(self, model, weights):
+    def watched(model, weights):
         seen.append({name: w.detach().clone() for name, w in weights.items()})
-        return through(self, model, weights)
+        return through(model, weights)
 
-    monkeypatch.setattr(Backpropagation, "through", watched)
+    monkeypatch.setattr(rules, "through", watched)
     return seen
 
 

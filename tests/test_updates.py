@@ -272,7 +272,7 @@ def test_half_precision_steps_as_float32_to_its_rounding(make):
 
 def test_a_weight_frozen_midway_stays_and_its_signals_and_gradients_are_zeros(make, tmp_path, one_sentence):
     net = models.initialize(nn.Sequential(nn.Linear(5, 4, bias=False), nn.Linear(4, 5, bias=False)), gen())
-    probe = signals.Signals(net, "bp", (torch.randn(6, 5, generator=gen()), torch.arange(6) % 3), gen)
+    probe = signals.Signals(net, (torch.randn(6, 5, generator=gen()), torch.arange(6) % 3), gen)
     rows = trajectory.Trajectory(probe.learning, tmp_path / "rows")
     optimizer = make(net.parameters())
     for step in range(2):

@@ -95,7 +95,7 @@ if not IN_CONDA:  # `python` is the one that runs snakemake, whether or not its 
 # On SIGTERM training saves its state: the shell and the writer of its log wait for it.
 PREFIX += "trap : TERM; tee() {{ trap '' TERM; command tee \"$@\"; }}; "
 # No part of a command, which they would change: what is trained does not depend on them.
-PREFIX += f"export FRESH={'--fresh' if GRID.fresh else ''} KEEP={quoted(f'--keep {KEPT}') if GRID.keep else ''}; "
+PREFIX += f"export THREADS={GRID.threads} FRESH={'--fresh' if GRID.fresh else ''} KEEP={quoted(f'--keep {KEPT}') if GRID.keep else ''}; "
 PREFIX += f"export DATA_DIR={quoted(GRID.data_dir)} NO_DOWNLOAD={'' if GRID.download else '--no-download'}; "
 shell.prefix(PREFIX)
 
@@ -141,7 +141,7 @@ def resolved():
 def _resolved(written):
     chosen = refused(plan.choices, GRID, TUNED) if written else {}
     runs = refused(plan.runs, GRID, DEVICE, chosen)
-    if ALONE:
+    if STARTED:
         plan.write(PLAN, GRID, DEVICE, READY, candidates=[*CANDIDATES.values()], runs=runs)
     return {run.name: run for run in runs}
 
@@ -298,8 +298,15 @@ def mend():
 
 
 def start():
-    """Stop before any training if one of the planned runs cannot be had, and see to the jobs of another time."""
+    """Write what the jobs read, and stop before any training if one of the planned runs cannot be had."""
+    global STARTED
+    STARTED = True
+    files.write_json(f"{RESULTS}/names.json", NAMES)
     python, jobs = warm_up(), workflow.dag.needrun_jobs()
+    if RENDER_ONLY:
+        return
+    _resolved.cache_clear()
+    resolved()
     if not any(job.rule.name in ("train", "candidate") for job in jobs):
         return
     disk = sum(run.study.cost.disk_mb for name, run in RUNS.items() if not os.path.exists(made(name)))
@@ -325,12 +332,10 @@ wildcard_constraints:
     candidate="[a-z0-9.+-]+",
 
 
-ALONE = False
+ALONE = STARTED = False  # whether no other Snakemake works here, and whether this is more than a dry run
 if workflow.is_main_process:
     print(*start_lines(), sep="\n", file=sys.stderr)
     check_writable()
     ALONE = alone()
 if ALONE:  # before jobs are planned
     mend()
-if not RENDER_ONLY:
-    resolved()

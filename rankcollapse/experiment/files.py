@@ -55,10 +55,8 @@ def sweep(folder: Path, path: Path | None = None) -> None:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # another user's
+    except OSError as error:
+        return isinstance(error, PermissionError)  # another user's
     return True
 
 
@@ -128,22 +126,12 @@ def sha256(path: Path | str) -> str:
 
 def seal(path: Path | str, values: dict, names: Iterable[str], root: Path | str) -> None:
     """`values` as JSON at `path`, with the sha256 of the files `names`, relative to `root`, and of itself."""
-    _write_sealed(path, {**values, "files": {name: sha256(Path(root) / name) for name in names}})
+    values = {**values, "files": {name: sha256(Path(root) / name) for name in names}}
+    write_json(path, {**values, "seal": _digest(values)})
 
 
 def sealed(path: Path | str) -> dict:
     """What `seal` wrote. Raises InputError if it is not that, to the bit; FileNotFoundError if it is not there."""
-    values = _read_sealed(path)
-    if "files" not in values:
-        raise InputError(f"{path} seals no files: it must be the run.json of a run, or a manifest.json")
-    return values
-
-
-def _write_sealed(path: Path | str, values: dict) -> None:
-    write_json(path, {**values, "seal": _digest(values)})
-
-
-def _read_sealed(path: Path | str) -> dict:
     try:
         text = Path(path).read_text(encoding="utf-8")
         values = json.loads(text)
@@ -171,7 +159,7 @@ class Digests:
         self.path, self.known = path, {}
         if path and not fresh:
             with suppress(OSError, InputError, LookupError):  # then all is read anew
-                self.known = _read_sealed(path)["digests"]
+                self.known = sealed(path)["digests"]
         self.used: dict[str, list] = {}
 
     def __call__(self, path: Path | str) -> str | None:
@@ -188,19 +176,17 @@ class Digests:
     def save(self) -> None:
         """Remember what was asked for since the start, and nothing else."""
         if self.used != self.known:
-            _write_sealed(self.path, {"digests": self.used})
+            seal(self.path, {"digests": self.used}, [], "")
 
 
 def damage(sealing: Path, root: Path, digest: Digests | None = None) -> Iterator[tuple[Path, str]]:
     """Each file that is not as the seal `sealing` says, relative to `root`, and what is wrong with it."""
     digest = digest or Digests()
-    if digest(sealing) is None:
-        yield sealing, "missing"
-        return
+    digest(sealing)  # it counts as asked for
     try:
         named = sealed(sealing)["files"]
-    except InputError:
-        yield sealing, "altered"
+    except (InputError, FileNotFoundError) as error:
+        yield sealing, "altered" if isinstance(error, InputError) else "missing"
         return
     for name, expected in named.items():
         found = digest(root / name)

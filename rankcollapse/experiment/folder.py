@@ -133,7 +133,6 @@ class Saves:
 
     def __init__(self, out: Path, key: str):
         self.key, self.folder = key, out / "state" / key
-        self.others = sorted(p.name for p in self.folder.parent.glob("*") if p.name != key)
         self.gradients = self.folder / "gradients.bin"
         self.started, self.resumed = now(), 0
         self._rows, self._hashed = hashlib.sha256(), 0  # of the gradients: their first bytes, and how many
@@ -165,8 +164,8 @@ class Saves:
 
     def restore(self, state, tell: Tell) -> None:
         """Bring a training.State to the latest saved one that is sound, if any; `tell` says which, and which not."""
-        for name in self.others:
-            tell(f"{self.folder.parent / name} is the state of another config or code, and is not taken")
+        for other in sorted({*self.folder.parent.glob("*")} - {self.folder}):
+            tell(f"{other} is the state of another config or code, and is not taken")
         for path in self._found():
             values = self._sound(path)
             if values is None:
@@ -178,6 +177,8 @@ class Saves:
             self._clock -= values["elapsed"]
             tell(f"resumed at step {state.step} of {state.steps}")
             break
+        else:
+            self._rows, self._hashed = hashlib.sha256(), 0
         os.truncate(self.gradients, self._hashed)  # rows after it come again, and are added
 
     def _found(self) -> list[Path]:
@@ -193,10 +194,7 @@ class Saves:
             return None
         values = torch.load(io.BytesIO(text[64:]), weights_only=True, map_location="cpu")
         self._rows, self._hashed = hashlib.sha256(), 0
-        sound = values["key"] == self.key and self._hash(values["size"]) == values["rows"]
-        if not sound:
-            self._rows, self._hashed = hashlib.sha256(), 0
-        return values if sound else None
+        return values if values["key"] == self.key and self._hash(values["size"]) == values["rows"] else None
 
     def _hash(self, size: int) -> str:
         """sha256 of the first `size` bytes of gradients, reading those that were not read yet."""

@@ -1,6 +1,5 @@
 """One training job: from a config to the folder of its run, going on from where an earlier one was stopped."""
 
-import contextlib
 import io
 import pickle
 import platform
@@ -8,8 +7,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,9 +53,7 @@ def train(
         files.sweep(out)
         if fresh:
             folder.drop(out)
-            for old in (folder.RESULT, folder.COPY):
-                (out / old).unlink(missing_ok=True)
-        done = folder.finished(out, what, _tell)
+        done = None if fresh else folder.finished(out, what, _tell)
         if not done:
             folder.claim(out, config, replace)
             converted = datasets.whole(config.dataset, data_dir, Path(ready or data_dir / "ready"), download, _tell)
@@ -85,8 +81,9 @@ def _fit(state: State, kept: folder.Saves, signals: "Signals", name: str, save_m
             bar.set_postfix_str(note)
 
     with progress(state.steps, name, state.step) as bar:
-        with signals.deferred():  # to the end of a step
-            outcome = fit(state, report)
+        signals.deferred = True  # to the end of a step
+        outcome = fit(state, report)
+        signals.deferred = False
         if signals.stop or kept.age() > 1:
             kept.save(state)
         signals.end(f"{name}: stopped after the last step, saved: the same command goes on from there")
@@ -95,12 +92,12 @@ def _fit(state: State, kept: folder.Saves, signals: "Signals", name: str, save_m
 
 def _write(out: Path, state: State, result: dict, kept: folder.Saves) -> None:
     """The files of the run, run.json last."""
-    config, metrics, spectra = state.config, [row.values() for row in state.epochs], state.spectra()
+    config, spectra = state.config, state.spectra()
     scores = {key: state.epochs[-1][key] for key in ("validation_accuracy", "train_loss")}
     if not config.tuning:
         scores["test_loss"], scores["test_accuracy"] = evaluate(state.model, state.data, state.data.test, config)
-    result = {**result, "epochs": len(state.epochs), **scores, **_cost(state, kept), **_place(state.device)}
-    files.write_text(out / "metrics.csv", folder.table(folder.METRICS, metrics))
+    result = {**result, "epochs": len(state.epochs), **scores, **_circumstances(state, kept)}
+    files.write_text(out / "metrics.csv", folder.table(folder.METRICS, (row.values() for row in state.epochs)))
     if not config.tuning:
         packed = io.BytesIO()  # written by Python: torch.save to a full disk raises no OSError
         content = {"config": config.model_dump(), "model": state.model.state_dict(), "epoch": len(state.epochs)}
@@ -114,7 +111,8 @@ def _write(out: Path, state: State, result: dict, kept: folder.Saves) -> None:
         files.seal(out / name, result, folder.CANDIDATE if config.tuning else folder.RUN, out)
 
 
-def _cost(state: State, kept: folder.Saves) -> dict:
+def _circumstances(state: State, kept: folder.Saves) -> dict:
+    """What the run cost, where it was trained, and by which versions."""
     return {
         "parameters": sum(p.numel() for p in state.model.parameters()),
         "seconds": round(kept.elapsed(), 3),
@@ -125,13 +123,14 @@ def _cost(state: State, kept: folder.Saves) -> dict:
         "resumed": kept.resumed,
         "started": kept.started,
         "finished": folder.now(),
+        "device": device_label(state.device),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "rankcollapse": rankcollapse.__version__,
+        "torch": torch.__version__,
+        "code": code(TRAINING),
+        "measures": code(MEASURES),
     }
-
-
-def _place(where: torch.device) -> dict:
-    place = {"device": device_label(where), "threads": torch.get_num_threads(), "python": platform.python_version()}
-    made_by = {"code": code(TRAINING), "measures": code(MEASURES)}
-    return place | {"rankcollapse": rankcollapse.__version__, "torch": torch.__version__, **made_by}
 
 
 def _tell(text: str) -> None:
@@ -141,11 +140,11 @@ def _tell(text: str) -> None:
 class Signals:
     """A context in which SIGTERM and SIGINT end the process in order, and SIGUSR1 asks for a save.
 
-    A first signal ends it at once, but in `deferred`, where `stop` tells the work to save and to call `end`.
+    A first signal ends it at once, but while `deferred`, when `stop` tells the work to save and to call `end`.
     """
 
     def __init__(self):
-        self.stop, self.save, self._deferring, self._before = 0, False, False, {}
+        self.stop, self.save, self.deferred, self._before = 0, False, False, {}
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():  # others have no handlers
@@ -162,23 +161,13 @@ class Signals:
             self.save = True
         elif not self.stop:  # a second one, of a scheduler in haste, does not cut off the save
             self.stop = number
-            if not self._deferring:
+            if not self.deferred:
                 self.end(f"stopped by {signal.Signals(number).name}: the same command goes on from what is saved")
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        self._deferring = True
-        try:
-            yield
-        finally:
-            self._deferring = False
 
     def end(self, text: str) -> None:
         """Raise, if a signal to end came, what fits it."""
-        if self.stop == signal.SIGINT:
-            raise KeyboardInterrupt(text)
         if self.stop:
-            raise Stopped(text, self.stop)
+            raise KeyboardInterrupt(text) if self.stop == signal.SIGINT else Stopped(text, self.stop)
 
 
 def progress(total: int, name: str, done: int = 0) -> tqdm:
@@ -214,7 +203,7 @@ def reset_peak_memory(device: torch.device) -> None:
     """From here on the peak is that of training, not of what was loaded and converted before."""
     if device.type == "cuda":
         return torch.cuda.reset_peak_memory_stats(device)
-    with contextlib.suppress(OSError):  # where the system has no such switch the peak is the whole process's
+    with suppress(OSError):  # where the system has no such switch the peak is the whole process's
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
@@ -222,12 +211,12 @@ def peak_memory_mb(device: torch.device) -> int:
     """Peak of the process since the reset, or of torch's memory on a GPU, MB."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20)
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         return round(int(Path("/proc/self/status").read_text(encoding="ascii").split("VmHWM:")[1].split()[0]) / 1024)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)  # a Mac counts bytes
 
 
 def device_label(device: torch.device) -> str:
-    return (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{machine.label()}, {machine.cores()} cores"
-    )
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{machine.label()}, {machine.cores()} cores"

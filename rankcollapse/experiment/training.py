@@ -39,12 +39,7 @@ class State:
         self.schedules = [torch.optim.lr_scheduler.LambdaLR(o, self.rate) for o in self.optimizers]
         order = torch.randperm(len(data.train), generator=batching.generator(config.seed, "probe"))
         drawn = data.train[order[: config.probe_images].to(self.device)]
-        self.signals = signals.Signals(
-            self.model,
-            config.rule,
-            (data.pixels(drawn.images), drawn.labels),
-            null=lambda step: batching.generator(config.seed, f"untrained feedback, {step}"),
-        )
+        self.signals = signals.Signals(self.model, (data.pixels(drawn.images), drawn.labels), self.untrained)
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
         self.trajectory = trajectory.Trajectory(self.signals.learning, gradients, dtype)
         self.order = batching.generator(config.seed, "order")
@@ -74,6 +69,10 @@ class State:
         if step < warmup:
             return (step + 1) / (warmup + 1)
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (self.steps - warmup)))
+
+    def untrained(self, step: int) -> torch.Generator:
+        """What draws the feedback weights that the signals of a step compare those of the run with."""
+        return batching.generator(self.config.seed, f"untrained feedback, {step}")
 
     @property
     def diverged(self) -> bool:

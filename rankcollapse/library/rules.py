@@ -39,27 +39,6 @@ class Backpropagation:
     def after_step(self, model: nn.Module, keep: float) -> None:
         """After the optimiser's step; `keep`: the factor that decay left of the forward weights in it, 1 - lr decay."""
 
-    def feedback(self, model: nn.Module) -> dict[str, Tensor]:
-        """By name of a layer, what its error is sent back through in place of Wᵀ, in the shape of W; empty if exact."""
-        return {name: layer.feedback for name, layer in feedback_layers(model).items()}
-
-    @contextmanager
-    def through(self, model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
-        """Within this context errors travel back through `weights`, by name of a layer, in place of B."""
-        layers = feedback_layers(model)
-        kept = self.feedback(model)
-        try:
-            for name, layer in layers.items():
-                layer.feedback = weights[name].detach()
-            yield
-        finally:
-            for name, layer in layers.items():
-                layer.feedback = kept[name]
-
-    def exact(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Within this context gradients are those of backpropagation: B is W in every layer."""
-        return self.through(model, {name: layer.weight for name, layer in feedback_layers(model).items()})
-
 
 @dataclass(frozen=True)
 class FeedbackAlignment(Backpropagation):
@@ -119,7 +98,23 @@ RULES: dict[str, Backpropagation] = {
 }
 
 
-exact_feedback = RULES["bp"].exact  # a context in which any converted model's gradients are backpropagation's
+@contextmanager
+def through(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
+    """Within this context errors travel back through `weights`, by name of a layer, in place of B."""
+    layers = feedback_layers(model)
+    kept = {name: layer.feedback for name, layer in layers.items()}
+    try:
+        for name, layer in layers.items():
+            layer.feedback = weights[name].detach()
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.feedback = kept[name]
+
+
+def exact_feedback(model: nn.Module) -> AbstractContextManager[None]:
+    """Within this context gradients are those of backpropagation: B is W in every layer."""
+    return through(model, {name: layer.weight for name, layer in feedback_layers(model).items()})
 
 
 def convert(

@@ -13,33 +13,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rankcollapse.library import models
+from rankcollapse.library import models, rules
+from rankcollapse.library.feedback import feedback_layers
 from rankcollapse.library.ranks import Spectrum
-from rankcollapse.library.rules import NORMS, RULES
 from rankcollapse.library.spectra import singular_values
 from rankcollapse.library.trajectory import ALL
 
 POOLED_IMAGES = 32  # of each batch go into the pool: its eigenvalues cost their number cubed
-# Of a cosine: that of W and B (`weight`), or of the run's gradient and the BP gradient of the same batch (`gradient`),
-# each also with an untrained B in place of the run's (`weight_null`, `gradient_null`). Of a norm: the root mean square
-# of h (`activation`), the Frobenius norms of W (`weight`) and of the BP gradient (`reference`).
-SCALARS = ("quantity", "layer", "step", "value")
 
 
 class Signals:
-    """The signals of one batch through a model that learns by `rule`, measured as often as one likes."""
+    """The signals of one batch through a model, measured as often as one likes.
 
-    def __init__(
-        self, model: nn.Module, rule: str, batch: tuple[Tensor, Tensor], null: Callable[[int], torch.Generator]
-    ):
+    `alignment` and `norms` have rows of (quantity, layer, step, value). The cosines are that of W and B (`weight`), and
+    of the run's gradient and the BP gradient of the same batch (`gradient`), each also with an untrained B in place of
+    the run's (`weight_null`, `gradient_null`). The norms are the root mean square of h (`activation`), the Frobenius
+    norms of W (`weight`) and of the BP gradient (`reference`).
+    """
+
+    def __init__(self, model: nn.Module, batch: tuple[Tensor, Tensor], null: Callable[[int], torch.Generator]):
         """batch: inputs [n, ...], not sorted by class, and labels. null: of a step, what draws its untrained B."""
-        self.model, self.rule, self.batch, self.null = model, RULES[rule], batch, null
+        self.model, self.batch, self.null = model, batch, null
         self.weights = models.matrices(model)
         self.learning = {name: w for name, w in self.weights.items() if w.requires_grad}
         self.steps: list[int] = []
         self.pool: dict[tuple[str, str], list[Tensor]] = {}
         self.spectra: list[Spectrum] = []
-        self.alignment: list[tuple[str, str, int, float]] = []  # rows of SCALARS, as are those of `norms`
+        self.alignment: list[tuple[str, str, int, float]] = []
         self.norms: list[tuple[str, str, int, float]] = []
 
     def state_dict(self) -> dict:
@@ -107,15 +107,15 @@ class Signals:
         return activations, errors, dict(zip(self.weights, found[len(measured) :], strict=True))
 
     def _align(self, step: int, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The cosines, where the rule has a B; the BP gradient of each W."""
-        feedback = self.rule.feedback(self.model)
+        """The cosines, where the model has a B; the BP gradient of each W."""
+        feedback = {name: layer.feedback for name, layer in feedback_layers(self.model).items()}
         if not feedback:
             return gradients
-        with self.rule.exact(self.model):
+        with rules.exact_feedback(self.model):
             *_, exact = self._passes()
         draw = self.null(step)
         fresh = {name: models.init_weight(torch.empty(w.shape), draw).to(w) for name, w in self.weights.items()}
-        with self.rule.through(self.model, fresh):
+        with rules.through(self.model, fresh):
             *_, untrained = self._passes()
         for kind, b, found in (("", feedback, gradients), ("_null", fresh, untrained)):
             # No error is sent below the first layer: its B is never used. The classifier's gradient is always exact.
@@ -143,7 +143,7 @@ def _products(a: Tensor, b: Tensor) -> Tensor:
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Passes in here run in train mode and reach frozen weights; mode, freeze and running statistics are put back."""
-    training, norms = model.training, [m for m in model.modules() if isinstance(m, NORMS)]
+    training, norms = model.training, [m for m in model.modules() if isinstance(m, models.NORMS)]
     statistics = [(b, b.clone()) for norm in norms for b in norm.buffers()]
     frozen = [w for w in models.matrices(model).values() if not w.requires_grad]
     model.train()

@@ -76,27 +76,7 @@ def _left(update: Tensor) -> tuple[Tensor, Tensor]:
     return squares.clamp(min=0).sqrt(), left
 
 
-# ---- what both optimisers share ----
-
-
-def _learning(optimizer: torch.optim.Optimizer) -> list[tuple[dict, list[Tensor], list[Tensor]]]:
-    """The groups with their parameters that have a gradient, and the momenta of those, zeros at first."""
-    found = [(group, [p for p in group["params"] if p.grad is not None]) for group in optimizer.param_groups]
-    for p in itertools.chain(*(params for _, params in found)):
-        if p.is_complex() or p.grad.layout != torch.strided:
-            what = f"a parameter of shape {[*p.shape]} {'is complex' if p.is_complex() else 'has a sparse gradient'}"
-            raise InputError(f"{what}, but {type(optimizer).__name__} takes real parameters with dense gradients alone")
-        if not optimizer.state[p]:
-            optimizer.state[p]["momentum"] = torch.zeros_like(p)
-    return [(group, params, [optimizer.state[p]["momentum"] for p in params]) for group, params in found if params]
-
-
-def _group(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict:
-    """The group of a weight that the last step moved. Raises InputError for any other."""
-    if weight.grad is not None and optimizer.state.get(weight):
-        return next(group for group in optimizer.param_groups if any(weight is p for p in group["params"]))
-    what = f"a weight of shape {[*weight.shape]} has no direction"
-    raise InputError(f"{what}: it must have been in a step of this optimizer and still have the gradient of that step")
+# ---- the optimisers ----
 
 
 class MomentumSGD(torch.optim.Optimizer):
@@ -114,25 +94,52 @@ class MomentumSGD(torch.optim.Optimizer):
     def step(self, closure: Callable | None = None):
         with torch.enable_grad():
             loss = closure() if closure is not None else None
-        for group, params, momenta in _learning(self):
-            torch._foreach_mul_(momenta, group["momentum"])
-            torch._foreach_add_(momenta, [p.grad for p in params])
-            updates = [self._intervene(p, m) for p, m in zip(params, momenta, strict=True)]
-            if group["weight_decay"]:
-                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(params, updates, alpha=-group["lr"])
+        found = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+        for p in itertools.chain(*(params for _, params in found)):
+            self._prepare(p)
+        for group, params in found:
+            if params:
+                self._accumulate(self._momenta(params), [p.grad for p in params], group["momentum"])
+                directions = self._directions(params, group["momentum"])
+                if group["weight_decay"]:
+                    torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(params, directions, alpha=-group["lr"])
         return loss
 
     @torch.no_grad()
     def direction(self, weight: Tensor) -> Tensor:
-        """What the last step subtracted from a weight, per unit of rate and decay aside, as a matrix [out, rest]."""
-        _group(self, weight)
-        return flatten(self._intervene(weight, self.state[weight]["momentum"]), weight)
+        """What the last step subtracted from a weight, per unit of rate and decay aside, as a matrix [out, rest].
 
-    def _intervene(self, weight: Tensor, update: Tensor) -> Tensor:
-        if self.intervention is None or weight.dim() < 2:
-            return update
-        return unflatten(self.intervention(flatten(update, weight)), weight)
+        Raises InputError for a weight that the last step did not move.
+        """
+        if weight.grad is None or not self.state.get(weight):
+            mend = "it must have been in a step of this optimizer and still have the gradient of that step"
+            raise InputError(f"a weight of shape {[*weight.shape]} has no direction: {mend}")
+        group = next(group for group in self.param_groups if any(weight is p for p in group["params"]))
+        return flatten(self._directions([weight], group["momentum"])[0], weight)
+
+    def _prepare(self, p: Tensor) -> None:
+        """Momentum, zeros at first. Raises InputError for what the updates here do not take."""
+        if p.is_complex() or p.grad.layout != torch.strided:
+            what = f"a parameter of shape {[*p.shape]} {'is complex' if p.is_complex() else 'has a sparse gradient'}"
+            raise InputError(f"{what}, but {type(self).__name__} takes real parameters with dense gradients alone")
+        if not self.state[p]:
+            self.state[p]["momentum"] = torch.zeros_like(p)
+
+    def _momenta(self, params: list[Tensor]) -> list[Tensor]:
+        return [self.state[p]["momentum"] for p in params]
+
+    def _accumulate(self, momenta: list[Tensor], gradients: list[Tensor], momentum: float) -> None:
+        torch._foreach_mul_(momenta, momentum)
+        torch._foreach_add_(momenta, gradients)
+
+    def _directions(self, params: list[Tensor], momentum: float) -> list[Tensor]:
+        """What is subtracted per unit of rate, in the shapes of the parameters."""
+        found = self._momenta(params)
+        if self.intervention is None:
+            return found
+        pairs = zip(params, found, strict=True)
+        return [unflatten(self.intervention(flatten(m, p)), p) if p.dim() > 1 else m for p, m in pairs]
 
 
 # ---- Muon ----
@@ -146,13 +153,12 @@ def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
 
     They drive the singular values towards 1, to within about 0.3. `torch.optim.Muon` takes each step on X. Here up to
     three go on the smaller Gram matrix, where P = A + B G + C G² gives the next one, P G P, and the product of all P is
-    multiplied by X once: 4 m² n + O(m³) in place of 12 m² n. More steps at once would lift the rounding of G, by A² for
-    each, above the small singular values; in float32 five do no harm.
+    multiplied by X once: 4 m² n + O(m³) in place of 12 m² n. More at once would lift the rounding of G, by A² for each,
+    above the small singular values; in float32 five do no harm.
 
     Above SMALL rows X is rounded to bfloat16. That puts about 1e-4 into each empty direction, which five steps multiply
-    by A⁵ = 485: of random 128 x 576 matrices of rank 5, exp H(s) is 4.9 by exact steps, 66 by exact steps on X so
-    rounded, 65 here, 85 by torch's. The rounding of G has no part in it, for P X has no more directions than X: with X
-    alone in float32 it is 5.0, with X as a sum of two of bfloat16 5.5, but either takes 1.7 times as long.
+    by A⁵ = 485: of random 128 x 576 matrices of rank 5, exp H(s) is 4.9 by exact steps, 65 here, 85 by torch's, and 5.0
+    with X alone in float32, which takes 1.7 times as long.
     """
     if matrices.shape[-2] > matrices.shape[-1]:
         return orthogonalise(matrices.mT, steps).mT
@@ -192,7 +198,7 @@ def orthogonalise_all(matrices: list[Tensor], steps: int) -> list[Tensor]:
     return found
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(MomentumSGD):
     """Muon (Jordan et al. 2024) for matrices and convolutions: W ← (1 - lr decay) W - lr factor orthogonalise(N).
 
     N is the Nesterov momentum of the flattened weight. The shape factor is taken from the flattened matrix too:
@@ -203,31 +209,17 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, weights, lr: float, momentum: float, weight_decay: float, ns_steps: int, shape_factor: str):
         if shape_factor not in ("original", "match_rms_adamw"):
             raise InputError(f"shape_factor is {shape_factor!r}, but it must be 'original' or 'match_rms_adamw'")
-        super().__init__(weights, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        super().__init__(weights, lr, momentum, weight_decay)
         self.ns_steps, self.shape_factor = ns_steps, shape_factor
 
-    @torch.no_grad()
-    def step(self, closure: Callable | None = None):
-        with torch.enable_grad():
-            loss = closure() if closure is not None else None
-        for group, params, momenta in _learning(self):
-            torch._foreach_lerp_(momenta, [p.grad for p in params], 1 - group["momentum"])
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            for p, direction in zip(params, self._directions(params, group["momentum"]), strict=True):
-                p.add_(unflatten(direction, p), alpha=-group["lr"])
-        return loss
-
-    @torch.no_grad()
-    def direction(self, weight: Tensor) -> Tensor:
-        """As in MomentumSGD, from the momentum and the gradient of the last step."""
-        return self._directions([weight], _group(self, weight)["momentum"])[0]
+    def _accumulate(self, momenta: list[Tensor], gradients: list[Tensor], momentum: float) -> None:
+        torch._foreach_lerp_(momenta, gradients, 1 - momentum)
 
     def _directions(self, params: list[Tensor], momentum: float) -> list[Tensor]:
-        """What is subtracted per unit of rate, as matrices."""
-        momenta = [self.state[p]["momentum"] for p in params]
-        nesterov = torch._foreach_lerp([p.grad for p in params], momenta, momentum)
+        nesterov = torch._foreach_lerp([p.grad for p in params], self._momenta(params), momentum)
         matrices = [flatten(n, p) for n, p in zip(nesterov, params, strict=True)]
-        return [self._factor(m) * m for m in orthogonalise_all(matrices, self.ns_steps)]
+        made = orthogonalise_all(matrices, self.ns_steps)
+        return [unflatten(self._factor(m) * m, p) for m, p in zip(made, params, strict=True)]
 
     def _factor(self, matrix: Tensor) -> float:
         rows, columns = matrix.shape

@@ -120,7 +120,7 @@ def provenance(runs: pd.DataFrame, preset: str, title: str) -> dict:
     return {
         **{"preset": preset, "title": title},
         "runs": {"planned": len(runs), **runs["outcome"].value_counts().to_dict()},
-        "commit": commit(Path(__file__).resolve().parents[2]),
+        "rendered_from_commit": commit(Path(__file__).resolve().parents[2]),
         "config_sha256": grid_hash(runs),
         **{key: values[0] if len(values) == 1 else values for key, values in several.items()},
         **{"started": done["started"].min(), "finished": done["finished"].max()},

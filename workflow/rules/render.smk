@@ -9,9 +9,6 @@ LOOKS = {
 }
 BENCHMARKS = sorted(str(path) for path in Path("results/benchmarks").glob("*/bench.csv"))
 NAMES = {"title": GRID.title or GRID.preset, "tuned": TUNED, "benchmarks": BENCHMARKS, "looks": LOOKS}
-if ALONE:
-    files.write_json(f"{RESULTS}/names.json", NAMES)
-NAMES = json.dumps(NAMES, sort_keys=True)  # the same names in another order make nothing anew
 SUMMARISED = [*expand(f"{RESULTS}/summary/{{table}}.csv", table=SUMMARIES), f"{RESULTS}/summary/findings.txt"]
 
 
@@ -97,7 +94,7 @@ rule pages:
     conda:
         "../../envs/render.yaml"
     params:
-        names=NAMES,
+        names=json.dumps(NAMES, sort_keys=True),  # the same names in another order make nothing anew
     shell:
         f"python -m rankcollapse.render pages {RESULTS} 2>&1 | tee {{log:q}} >&2"
 
@@ -122,7 +119,7 @@ rule paper:
     conda:
         "../../envs/render.yaml"
     params:
-        names=NAMES,
+        names=json.dumps(NAMES, sort_keys=True),  # the same names in another order make nothing anew
     shell:
         f"python -m rankcollapse.render paper {RESULTS} 2>&1 | tee {{log:q}} >&2"
 

@@ -58,7 +58,7 @@ rule candidate:
         folder=lambda wildcards, output: os.path.dirname(output[0]),
         identity=identity,
     shell:
-        f"python -m rankcollapse train {PLAN} --run {{params.run}} --out {{params.folder}} --threads {GRID.threads} $FRESH"
+        f"python -m rankcollapse train {PLAN} --run {{params.run}} --out {{params.folder}} --threads $THREADS $FRESH"
         " 2>&1 | tee {log:q} >&2"
 
 
