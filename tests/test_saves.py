@@ -285,7 +285,7 @@ def test_a_second_process_waits_for_the_end_of_the_first_and_says_so(tmp_path, m
             first.kill()
             first.wait()
         with files.lock(path, tell):
-            assert first.wait(60) == (-signal.SIGKILL if killed else 0)
+            assert first.wait(300) == (-signal.SIGKILL if killed else 0)
     said = f"{path.parent} is being written by another process: waiting until it has ended"
     assert told == [said] or (killed and told == [])
     with files.lock(path, pytest.fail):
