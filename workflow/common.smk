@@ -205,6 +205,11 @@ def finished_runs(wildcards):
     return wanted(resolved(), "runs.csv")
 
 
+def begun_candidates(wildcards):
+    """run.json of those that have a folder: a damaged one is made again, though the tables that were made of it stand."""
+    return [path for path in map(made, CANDIDATES) if os.path.isdir(os.path.dirname(path))]
+
+
 # ---- before the first job ----
 
 

@@ -7,11 +7,6 @@ localrules:
     tune,
 
 
-def begun_candidates(wildcards):
-    """run.json of those that have a folder: a damaged one is made again, though the tables that were made of it stand."""
-    return [path for path in map(made, CANDIDATES) if os.path.isdir(os.path.dirname(path))]
-
-
 # In each job of a cluster, not in all of them.
 resource_scopes:
     turn="local",
