@@ -4,6 +4,7 @@ import csv
 import functools
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -28,8 +29,9 @@ from rankcollapse.experiment import datasets, files, folder, grid, machine, plan
 # For a report Snakemake (9.27) asks for the sizes of all inputs and takes none: a screenful of complaints.
 warnings.filterwarnings("ignore", r"coroutine 'InputFiles\._predicated_size_files", RuntimeWarning)
 
-# What is asked for is not known when this is read: but `snakemake render`, which has no other rules, must be.
+# What is asked for is not known when this is read: but `snakemake render`, which has no other rules, must be, and -n.
 RENDER_ONLY = "render" in sys.argv[1:]
+DRY_RUN = any(re.fullmatch(r"--dry-?run|-[a-zA-Z]*n[a-zA-Z]*", word) for word in sys.argv[1:])
 SAID = {"true": True, "false": False}  # by `--config key=true`, which Snakemake takes for text
 
 
@@ -288,6 +290,8 @@ def mend():
     for target, path, what in found:
         altered = f"{what} since it was sealed" if what == "altered" else what
         print(f"{path} is {altered}: it is made again", file=sys.stderr)
+    if DRY_RUN:
+        return
     for target in {target for target, _, _ in found if target.exists()}:
         try:
             os.replace(target, f"{target}.damaged")
