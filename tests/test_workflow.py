@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -78,8 +79,15 @@ def project(tmp_path_factory) -> Path:
     """A project whose tiny grid has been run from nothing, in a folder with what a shell takes for its own in its name
     and in a locale that is not UTF-8, once for all tests; they leave it as it is.
     """
-    folder = copy_project(tmp_path_factory.mktemp("it's $HOME, a project"))
-    done(folder, *TINY, env=LATIN)
+    folder, threads = copy_project(tmp_path_factory.mktemp("it's $HOME, a project")), [0]
+    with (folder.parent / "said").open("w") as said:
+        command = [sys.executable, "-m", "snakemake", *TINY]
+        process = subprocess.Popen(command, cwd=folder, stdout=said, stderr=said, env={**os.environ, **LATIN})
+        while process.poll() is None:
+            threads.append(len([*Path(f"/proc/{process.pid}/task").glob("*")]))
+            time.sleep(0.1)
+    assert process.returncode == 0, (folder.parent / "said").read_text(encoding="utf-8", errors="replace")[-5000:]
+    assert max(threads) < 10, "Snakemake keeps a timer for each job that has ended (workflow/workarounds.smk)"
     return folder
 
 

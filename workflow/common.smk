@@ -60,6 +60,7 @@ QUEUED = workflow.nodes  # jobs that a cluster has at once; None where they run 
 DEVICE = GRID.device if GRID.device != "auto" else "cuda" if GPUS or QUEUED else "cpu"
 CANDIDATES = {run.name: run for run in refused(plan.candidates, GRID, DEVICE)}
 RUNS = {run.name: run for run in refused(plan.runs, GRID, DEVICE, {})}
+SETS = sorted({run.config.dataset for run in RUNS.values()})
 if GRID.tuned and not RENDER_ONLY:
     refused(plan.choices, GRID, GRID.tuned, True)
 

@@ -61,6 +61,9 @@ checkpoint tune:
     """All candidates and choices of this preset as one table. After it, it is seen anew which runs are to be trained."""
     input:
         lambda wildcards: wanted(CANDIDATES, "candidates.csv"),
+        # All sets are there by then. Where one is in the making when the jobs are seen anew Snakemake 9.27 takes what
+        # stands on it, and is ancient to a job, for done: it would end, in good order, with nothing trained.
+        ancient(expand(f"{READY}/{{set}}/{{array}}", set=SETS, array=datasets.ARRAYS)),
     output:
         f"{RESULTS}/candidates.csv",
         f"{RESULTS}/tuned.csv",
