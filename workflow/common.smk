@@ -31,7 +31,8 @@ warnings.filterwarnings("ignore", r"coroutine 'InputFiles\._predicated_size_file
 
 # What is asked for is not known when this is read: but `snakemake render`, which has no other rules, must be, and -n.
 RENDER_ONLY = "render" in sys.argv[1:]
-DRY_RUN = any(re.fullmatch(r"--dry-?run|-[a-zA-Z]*n[a-zA-Z]*", word) for word in sys.argv[1:])
+ONLY_ASKS = r"--(dry-?run|lint|report|summary|list-.*|dag|rulegraph)|-[a-zA-Z]*n[a-zA-Z]*"
+ONLY_ASKS = any(re.fullmatch(ONLY_ASKS, word) for word in sys.argv[1:])
 SAID = {"true": True, "false": False}  # by `--config key=true`, which Snakemake takes for text
 
 
@@ -144,7 +145,7 @@ def resolved():
 def _resolved(written):
     chosen = refused(plan.choices, GRID, TUNED) if written else {}
     runs = refused(plan.runs, GRID, DEVICE, chosen)
-    if STARTED:
+    if ALONE and not ONLY_ASKS:
         plan.write(PLAN, GRID, DEVICE, READY, candidates=[*CANDIDATES.values()], runs=runs)
     return {run.name: run for run in runs}
 
@@ -291,7 +292,7 @@ def mend():
     for target, path, what in found:
         altered = f"{what} since it was sealed" if what == "altered" else what
         print(f"{path} is {altered}: it is made again", file=sys.stderr)
-    if DRY_RUN:
+    if ONLY_ASKS:
         return
     for target in {target for target, _, _ in found if target.exists()}:
         try:
@@ -308,15 +309,8 @@ def mend():
 
 
 def start():
-    """Write what the jobs read, and stop before any training if one of the planned runs cannot be had."""
-    global STARTED
-    STARTED = True
-    files.write_json(f"{RESULTS}/names.json", NAMES)
+    """Stop before any training if one of the planned runs cannot be had."""
     python, jobs = warm_up(), workflow.dag.needrun_jobs()
-    if RENDER_ONLY:
-        return
-    _resolved.cache_clear()
-    resolved()
     if not any(job.rule.name in ("train", "candidate") for job in jobs):
         return
     disk = sum(run.study.cost.disk_mb for name, run in RUNS.items() if not os.path.exists(made(name)))
@@ -342,10 +336,12 @@ wildcard_constraints:
     candidate="[a-z0-9.+-]+",
 
 
-ALONE = STARTED = False  # whether no other Snakemake works here, and whether this is more than a dry run
+ALONE = False
 if workflow.is_main_process:
     print(*start_lines(), sep="\n", file=sys.stderr)
     check_writable()
     ALONE = alone()
 if ALONE:  # before jobs are planned
     mend()
+if not RENDER_ONLY:
+    resolved()

@@ -9,6 +9,8 @@ LOOKS = {
 }
 BENCHMARKS = sorted(str(path) for path in Path("results/benchmarks").glob("*/bench.csv"))
 NAMES = {"title": GRID.title or GRID.preset, "tuned": TUNED, "benchmarks": BENCHMARKS, "looks": LOOKS}
+if ALONE and not ONLY_ASKS:
+    files.write_json(f"{RESULTS}/names.json", NAMES)
 SUMMARISED = [*expand(f"{RESULTS}/summary/{{table}}.csv", table=SUMMARIES), f"{RESULTS}/summary/findings.txt"]
 
 
