@@ -29,7 +29,8 @@ from rankcollapse.experiment import datasets, files, folder, grid, machine, plan
 # For a report Snakemake (9.27) asks for the sizes of all inputs and takes none: a screenful of complaints.
 warnings.filterwarnings("ignore", r"coroutine 'InputFiles\._predicated_size_files", RuntimeWarning)
 
-# What is asked for is not known when this is read: but `snakemake render`, which has no other rules, must be, and -n.
+# Snakemake does not know what is asked for when it reads this. Two things must be: whether it is `render`, which has no
+# other rules, and whether the call only asks, as a dry run does, and so may change nothing.
 RENDER_ONLY = "render" in sys.argv[1:]
 ONLY_ASKS = r"--(dry-?run|lint|report|summary|list-.*|dag|rulegraph)|-[a-zA-Z]*n[a-zA-Z]*"
 ONLY_ASKS = any(re.fullmatch(ONLY_ASKS, word) for word in sys.argv[1:])
