@@ -36,11 +36,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from rankcollapse.experiment import data, datasets, files
 from rankcollapse.experiment.config import RunConfig
 from rankcollapse.experiment.job import device_label, peak_memory_mb, reset_peak_memory
-from rankcollapse.experiment.machine import label
 from rankcollapse.experiment.network import make_model, skeleton
 from rankcollapse.experiment.plan import precision
 from rankcollapse.experiment.training import State, autocast, deterministic, fit, pick_device
 from rankcollapse.library import models, updates
+from rankcollapse.library.processor import label
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "workflow"))

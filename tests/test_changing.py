@@ -127,8 +127,8 @@ def changed(tmp_path_factory) -> Path:
     (folder / "rankcollapse/render/figures/losses.py").write_text(FIGURE, encoding="utf-8")
     replace(folder / "rankcollapse/experiment/config.py", '"resnet18"] = Field', '"resnet18", "tower"] = Field')
     replace(folder / "rankcollapse/experiment/config.py", '"frozen-bp"] = Field', '"frozen-bp", "mine"] = Field')
-    knob = '    storeys: int = Field(1, ge=1, description="layers of the tower")\n    stem_stride'
-    replace(folder / "rankcollapse/experiment/config.py", "    stem_stride", knob)
+    knob = '    storeys: int = Field(1, ge=1, description="layers of the tower")\n    stem:'
+    replace(folder / "rankcollapse/experiment/config.py", "    stem:", knob)
     replace(folder / "config.yaml", "  # The interventions on", ARM + "  # The interventions on")
     preset = yaml.safe_load((folder / "presets/demo.yaml").read_text(encoding="utf-8"))
     small = yaml.safe_load((folder / "tests/tiny.yaml").read_text(encoding="utf-8"))

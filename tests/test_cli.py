@@ -18,6 +18,7 @@ from rankcollapse.errors import Stopped
 from rankcollapse.experiment import files, grid, job, machine
 from rankcollapse.experiment import plan as planning
 from rankcollapse.experiment.config import read, run_config
+from rankcollapse.library import processor
 
 ROOT = Path(__file__).parent.parent
 TINY = [str(ROOT / "config.yaml"), str(ROOT / "tests" / "tiny.yaml")]
@@ -67,7 +68,7 @@ def test_train_writes_the_run_folder_and_ends_with_a_line_of_results(training, c
     out, err = capsys.readouterr()
     done = result(tmp_path / "small run")
     assert (done["outcome"], done["threads"]) == ("finished", 1)
-    assert done["device"] == f"{machine.label()}, {machine.cores()} cores"
+    assert done["device"] == f"{processor.label()}, {machine.cores()} cores"
     assert out == ""
     assert err.splitlines()[-1].startswith(f"{tmp_path}/small run: test {100 * done['test_accuracy']:.1f} %, ")
     assert "\r" not in err

@@ -17,9 +17,9 @@ import jsonschema
 import pytest
 
 import rankcollapse
-from rankcollapse.experiment import datasets, files, grid, identity, machine, plan
+from rankcollapse.experiment import datasets, files, grid, identity, plan
 from rankcollapse.experiment.config import RunConfig, Settings, checked, read, run_config
-from rankcollapse.library import models, rules
+from rankcollapse.library import models, processor, rules
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = [ROOT / "config.yaml", *sorted((ROOT / "presets").glob("*.yaml")), ROOT / "tests" / "tiny.yaml"]
@@ -29,7 +29,7 @@ INF, NAN = math.inf, math.nan
 # fmt: off
 DEFAULTS = {
     "dataset": "digits", "train_images": None, "validation_images": 200, "tuning_images": 0, "tuning": False,
-    "flip": False, "crop": 0, "architecture": "cnn4", "width": 32, "depth": 3, "stem_stride": 1,
+    "flip": False, "crop": 0, "architecture": "cnn4", "width": 32, "depth": 3, "stem": "cifar",
     "normalization": "none", "rule": "bp", "learning_blocks": None, "optimizer": "sgd", "lr": 0.03, "momentum": 0.9,
     "weight_decay": 0.0, "update": "full", "rank": None, "norm": None, "ns_steps": 5, "shape_factor": "original",
     "auxiliary_lr": 0.001, "epochs": 12, "warmup": 0, "batch_size": 64, "precision": "float32", "channels_last": True,
@@ -255,7 +255,7 @@ def test_precision_auto_is_settled_where_the_grid_is_planned_and_leaves_the_iden
     monkeypatch, device, multiplies, expected
 ):
     """Of the runs of a grid, whatever processor plans it; a type that is asked for by name is another run."""
-    monkeypatch.setattr(machine, "multiplies_bfloat16", lambda: multiplies)
+    monkeypatch.setattr(processor, "multiplies_bfloat16", lambda: multiplies)
 
     def planned(precision):
         study = {**a_grid()["studies"][0], "run": {"precision": precision, "architecture": "mlp"}}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rankcollapse.experiment import machine
+from rankcollapse.library import processor
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,9 +26,9 @@ ROOT = Path(__file__).parent.parent
      ("processor\t: 0\nFeatures\t: fp asimd bf16\n", "CPU, bf16", True), ("", "CPU", False)],
 )  # fmt: skip
 def test_the_processor_is_told_by_make_and_instructions(monkeypatch, text, label, multiplies):
-    monkeypatch.setattr(machine, "_cpuinfo", lambda: text)
-    assert machine.label() == label
-    assert machine.multiplies_bfloat16() is multiplies
+    monkeypatch.setattr(processor, "_cpuinfo", lambda: text)
+    assert processor.label() == label
+    assert processor.multiplies_bfloat16() is multiplies
 
 
 def test_cores_are_those_of_the_affinity_and_of_the_control_group(monkeypatch, tmp_path):

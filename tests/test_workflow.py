@@ -14,7 +14,8 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from rankcollapse.experiment import files, machine
+from rankcollapse.experiment import files
+from rankcollapse.library import processor
 from rankcollapse.render.figures import titles
 
 ROOT = Path(__file__).parents[1]
@@ -122,7 +123,7 @@ def test_every_figure_table_and_the_paper_are_there(project):
     assert re.search(r"mlp/digits/fa/seed0: test [\d.]+ %, \d+ s", log)
     provenance = json.loads((project / "results/tiny/provenance.json").read_text(encoding="utf-8"))
     assert provenance["runs"] == {"planned": 12, "finished": 12}
-    assert machine.label() in str(provenance["device"])
+    assert processor.label() in str(provenance["device"])
     assert planned(project) == {}, "the same call has nothing more to do"
 
 

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from rankcollapse.errors import InputError
 from rankcollapse.experiment import datasets, files, folder, grid, machine, plan
+from rankcollapse.library import processor
 
 # For a report Snakemake (9.27) asks for the sizes of all inputs and takes none: a screenful of complaints.
 warnings.filterwarnings("ignore", r"coroutine 'InputFiles\._predicated_size_files", RuntimeWarning)
@@ -233,7 +234,7 @@ def start_lines():
     tuning = f", rates from {GRID.tuned}," if GRID.tuned else f" and {len(CANDIDATES)} for tuning" if CANDIDATES else ""
     yield f"  {len(RUNS)} training runs{tuning} on {where}: about {time} in all, {disk:.1f} GB of disk below {RESULTS}"
     precisions = sorted({run.config.precision for run in both})
-    yield f"  Precision: {' and '.join(precisions)}" + (f", on {machine.label()}" if DEVICE == "cpu" else "")
+    yield f"  Precision: {' and '.join(precisions)}" + (f", on {processor.label()}" if DEVICE == "cpu" else "")
     if GRID.device == "auto" and DEVICE == "cpu":
         yield (
             "  No GPU here, and this grid is made for GPUs: on CPU cores take --configfile presets/quick.yaml (real "

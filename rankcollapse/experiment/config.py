@@ -40,7 +40,11 @@ class Settings(Strict):
     architecture: Literal["mlp", "cnn4", "resnet18"] = Field("cnn4", description="network")
     width: int = Field(32, ge=1, description="units of a hidden layer of the mlp, or channels of the first convolution")
     depth: int = Field(3, ge=1, description="hidden layers of the mlp")
-    stem_stride: int = Field(1, ge=1, le=2, description="stride of resnet18's first convolution; 2 costs a quarter")
+    stem: Literal["cifar", "cifar2", "imagenet"] = Field(
+        "cifar",
+        description="first convolution of resnet18: 3 x 3; the same with stride 2, at a quarter of the cost; or 7 x 7 "
+        "with stride 2 and max-pooling, at a sixteenth",
+    )
     normalization: Literal["none", "batch"] = Field("none", description="normalisation of hidden activities")
     # learning rule and update
     rule: Literal["bp", "fa", "kp", "frozen", "frozen-fa", "frozen-bp"] = Field(

@@ -22,6 +22,7 @@ from rankcollapse.experiment.config import RunConfig, run_config
 from rankcollapse.experiment.identity import MEASURES, TRAINING, code, identity
 from rankcollapse.experiment.network import make_model
 from rankcollapse.experiment.training import State, deterministic, evaluate, fit, pick_device
+from rankcollapse.library import processor
 
 
 def train(
@@ -214,4 +215,4 @@ def peak_memory_mb(device: torch.device) -> int:
 def device_label(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{machine.label()}, {machine.cores()} cores"
+    return f"{processor.label()}, {machine.cores()} cores"

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rankcollapse.errors import InputError
-from rankcollapse.experiment import datasets, files, machine
+from rankcollapse.experiment import datasets, files
 from rankcollapse.experiment.config import RunConfig, checked, read
 from rankcollapse.experiment.grid import Grid, Study, StudyArm
 from rankcollapse.experiment.identity import identity
+from rankcollapse.library import processor
 
 ARM = "{study}/{dataset}/{arm}"  # of what is tuned
 NAME = ARM + "/seed{seed}"  # of a run: its folder below results/<preset>/runs
@@ -138,7 +139,7 @@ def _run(study: Study, arm: str, values: dict, device: str, place: str, candidat
 
 def precision(device: str, dataset: str) -> str:
     """What `auto` stands for: bfloat16 on a GPU, and on a CPU that multiplies it; but images of 8 x 8 gain nothing."""
-    fast = device == "cuda" or machine.multiplies_bfloat16()
+    fast = device == "cuda" or processor.multiplies_bfloat16()
     return "bfloat16" if dataset != "digits" and fast else "float32"
 
 

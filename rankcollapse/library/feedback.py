@@ -5,15 +5,19 @@ sends Bᵀ_l δ_l (Lillicrap et al. 2016; arXiv:2606.11123, eq. on p. 3). B has 
 backpropagation, to the bit. The gradients of W and of the bias stay the local ones, δ_l h_{l-1}ᵀ and δ_l.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rankcollapse.library import products
 
 
 def _refuse_second_derivative() -> None:
     """It would take B for W. Cheaper in a backward pass than PyTorch's own `once_differentiable`."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise RuntimeError("feedback weights have no second derivative: call backward without create_graph")
+        raise RuntimeError("this backward pass has no second derivative: call backward without create_graph")
 
 
 class _Linear(torch.autograd.Function):
@@ -32,28 +36,38 @@ class _Linear(torch.autograd.Function):
 
 
 class _Conv2d(torch.autograd.Function):
+    """`feedback` is B as `products.lay_out` makes it, or None for W itself; the weight is cast in here to `dtype`."""
+
     @staticmethod
-    def forward(ctx, x, weight, feedback, bias, geometry):
-        ctx.save_for_backward(x, feedback)
-        ctx.geometry = geometry
-        return F.conv2d(x, weight, bias, *geometry)
+    def forward(ctx, x, weight, feedback, bias, dtype, geometry, how):
+        laid = products.lay_out(weight, x.shape[2:], geometry, how.forward, dtype)
+        sent = feedback
+        if sent is None:
+            same = how.to_input == how.forward
+            sent = laid if same else products.lay_out(weight, x.shape[2:], geometry, how.to_input, dtype)
+        ctx.save_for_backward(x, sent)
+        ctx.kernel, ctx.dtype, ctx.geometry, ctx.how = weight.shape, weight.dtype, geometry, how
+        return products.forward(x, laid, bias, weight.shape, geometry, how.forward)
 
     @staticmethod
     def backward(ctx, delta):
         _refuse_second_derivative()
-        x, feedback = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.geometry
-        to_x, to_weight, _, to_bias, _ = ctx.needs_input_grad
+        x, sent = ctx.saved_tensors
+        to_x, to_weight, _, to_bias, *_ = ctx.needs_input_grad
         wanted = to_x, to_weight, to_bias
-        # The gradient of the weight does not depend on the weight handed in, so one call gives all three.
-        grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-            delta, x, feedback, [len(feedback)], stride, padding, dilation, False, (0, 0), groups, wanted
-        )
-        return grad_x, grad_weight, None, grad_bias, None
+        grad_x, grad, grad_bias = products.backward(delta, sent, x, ctx.kernel, ctx.geometry, ctx.how, wanted)
+        return grad_x, None if grad is None else grad.to(ctx.dtype), None, grad_bias, None, None, None
+
+
+def _autocast(x: Tensor) -> torch.dtype | None:
+    """The type that autocast gives to products of x; None where it leaves them alone."""
+    device = x.device.type
+    on = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if on else None
 
 
 class _Feedback:
-    """What both layers share. `called`: whether an input has passed since the layer was converted."""
+    """What layers with feedback weights share. `called`: whether an input has passed since the layer was converted."""
 
     feedback: Tensor
     called = False
@@ -68,28 +82,20 @@ class _Feedback:
         # Not `x.requires_grad`: it is false within torch.vmap, which must meet the Function and so its error.
         return not torch.is_grad_enabled()
 
-    def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """x, W, B and the bias, as autocast would cast them for a product: it is off in a Function's backward pass."""
-        device = x.device.type
-        if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
-            return x, self.weight, self.feedback, self.bias
-        dtype = torch.get_autocast_dtype(device)
-        return x.to(dtype), self.weight.to(dtype), self._cast(dtype), None if self.bias is None else self.bias.to(dtype)
-
     def __getstate__(self) -> dict:
         """A copy keeps no cast: version counters start anew in it."""
         return {key: value for key, value in self.__dict__.items() if key != "_kept"}
 
-    def _cast(self, dtype: torch.dtype) -> Tensor:
-        """B in `dtype`, kept until B changes, so that it is not cast at every step.
+    def _cast(self, make: Callable[..., Tensor], *how: object) -> Tensor:
+        """`make(B, *how)`, kept until B or `how` changes, so that B is not cast at every step.
 
         Autograd's version counter tells: write B in place or assign it, but not through `.data`, which escapes it.
         """
         if torch.compiler.is_compiling():
-            return self.feedback.to(dtype)
+            return make(self.feedback, *how)
         kept = self.__dict__.get("_kept")
-        if kept is None or kept[0] is not self.feedback or kept[1] != (self.feedback._version, dtype):
-            kept = self.feedback, (self.feedback._version, dtype), self.feedback.to(dtype)
+        if kept is None or kept[0] is not self.feedback or kept[1] != (self.feedback._version, *how):
+            kept = self.feedback, (self.feedback._version, *how), make(self.feedback, *how)
             self.__dict__["_kept"] = kept
         return kept[2]
 
@@ -100,29 +106,55 @@ class FeedbackLinear(_Feedback, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if self._plain():
             return nn.Linear.forward(self, x)
-        if x.dim() == 2:
-            return _Linear.apply(*self._operands(x))
-        rows = _Linear.apply(*self._operands(x.reshape(-1, self.in_features)))
-        return rows.view(*x.shape[:-1], self.out_features)
+        rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
+        weight, feedback, bias, dtype = self.weight, self.feedback, self.bias, _autocast(x)
+        if dtype is not None:  # as autocast would cast them for a product: it is off in a Function's backward pass
+            rows, weight, feedback = rows.to(dtype), weight.to(dtype), self._cast(Tensor.to, dtype)
+            bias = None if bias is None else bias.to(dtype)
+        y = _Linear.apply(rows, weight, feedback, bias)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)
 
 
-class FeedbackConv2d(_Feedback, nn.Conv2d):
-    """`nn.Conv2d` whose error signal travels back through the buffer `feedback` [out, in / groups, kh, kw]."""
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` by whatever products are the fastest here, see `products`: to the bit where those are PyTorch's."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._plain():
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
             return nn.Conv2d.forward(self, x)
+        return self._convolve(x, feeds_back=False)
+
+    def _convolve(self, x: Tensor, feeds_back: bool) -> Tensor:
+        """The convolution of pictures [n, in, h, w], or of one [in, h, w]; errors go back through B, or W itself."""
         padding = self.padding
         if self.padding_mode != "zeros" or isinstance(padding, str):
             # A copy of pixels: autograd passes the error back through it exactly.
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=mode), (0, 0)
-        batch = x if x.dim() == 4 else x.unsqueeze(0)  # a single image may come without a batch dimension
-        y = _Conv2d.apply(*self._operands(batch), (self.stride, padding, self.dilation, self.groups))
+        batch = x if x.dim() == 4 else x.unsqueeze(0)
+        geometry, dtype, bias = (self.stride, padding, self.dilation, self.groups), _autocast(x), self.bias
+        if dtype is None:
+            dtype = self.weight.dtype
+        else:  # as autocast would cast them, which is off in a Function's backward pass
+            batch, bias = batch.to(dtype), None if bias is None else bias.to(dtype)
+        how = products.choose(batch, self.weight.shape, geometry)
+        feedback = None
+        if feeds_back:
+            feedback = self._cast(products.lay_out, batch.shape[2:], geometry, how.to_input, dtype)
+        elif how == products.How():
+            y = F.conv2d(batch, self.weight, bias, *geometry)
+            return y if x.dim() == 4 else y.squeeze(0)
+        y = _Conv2d.apply(batch, self.weight, feedback, bias, dtype, geometry, how)
         return y if x.dim() == 4 else y.squeeze(0)
 
 
-FEEDBACK_LAYERS = {nn.Linear: FeedbackLinear, nn.Conv2d: FeedbackConv2d}
+class FeedbackConv2d(_Feedback, Conv2d):
+    """`nn.Conv2d` whose error signal travels back through the buffer `feedback` [out, in / groups, kh, kw]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._convolve(x, feeds_back=not self._plain())
+
+
+FEEDBACK_LAYERS = {nn.Linear: FeedbackLinear, nn.Conv2d: FeedbackConv2d, Conv2d: FeedbackConv2d}
 
 
 def feedback_layers(model: nn.Module) -> dict[str, nn.Module]:

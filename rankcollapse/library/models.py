@@ -66,10 +66,16 @@ class BasicBlock(nn.Module):
         return torch.relu(self.residual(x) + self.shortcut(x))
 
 
-def resnet18(shape: tuple[int, int, int], classes: int, width: int, stem_stride: int, normalization: str) -> nn.Module:
-    """ResNet-18 (He et al. 2016) with the CIFAR stem: one 3x3 convolution of stride `stem_stride`, no max-pooling."""
+# Kernel, stride and padding of resnet18's first convolution. After ImageNet's come ReLU and max-pooling.
+STEMS = {"cifar": (3, 1, 1), "cifar2": (3, 2, 1), "imagenet": (7, 2, 3)}
+
+
+def resnet18(shape: tuple[int, int, int], classes: int, width: int, stem: str, normalization: str) -> nn.Module:
+    """ResNet-18 (He et al. 2016), its first convolution and what follows it as STEMS says."""
     net = nn.Sequential()
-    _add(net, "stem", nn.Conv2d(shape[0], width, 3, stem_stride, padding=1), normalization)
+    _add(net, "stem", nn.Conv2d(shape[0], width, *STEMS[stem]), normalization)
+    if stem == "imagenet":
+        net.append(nn.MaxPool2d(3, stride=2, padding=1))
     sizes = [width, *(width * factor for factor in (1, 1, 2, 2, 4, 4, 8, 8))]
     for i, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
         net.add_module(f"block{i}", BasicBlock(inputs, outputs, outputs // inputs, normalization))

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rankcollapse.library.feedback import FEEDBACK_LAYERS, feedback_layers
+from rankcollapse.library.feedback import FEEDBACK_LAYERS, Conv2d, feedback_layers
 from rankcollapse.library.models import NORMS
 
 Init = Callable[[Tensor, torch.Generator], object]
@@ -28,6 +28,9 @@ class Backpropagation:
 
     def attach(self, model: nn.Module, generator: torch.Generator | None, init: Init | None) -> None:
         """Make the model learn by this rule, in place."""
+        for module in model.modules():
+            if type(module) is nn.Conv2d:
+                module.__class__ = Conv2d
         if self.learns == "all":
             return
         classifier = [m for m in model.modules() if isinstance(m, tuple(FEEDBACK_LAYERS))][-1]
