@@ -57,10 +57,10 @@ def test_what_cannot_be_measured_here_is_told_as_that_and_what_is_compiled_is_no
     assert set(found["verdict"]) == {"not measured"}
     assert found["bound"].str.contains("make bench-gpu").all()
     work = lambda: torch.zeros(100, 100) @ torch.zeros(100, 100)  # noqa: E731
-    assert bench.products(work, 0.001) == ", 0.002 GFLOP at 2 GFLOP/s"
+    assert bench.at_rate(work, 0.001) == ", 0.002 GFLOP at 2 GFLOP/s"
     assert bench.operations(work) == 0.002
     work.compiled = True
-    assert bench.products(work, 0.001) == ""
+    assert bench.at_rate(work, 0.001) == ""
 
 
 def test_a_part_of_the_benchmark_leaves_the_table_of_the_whole_as_it_is(monkeypatch, tmp_path):

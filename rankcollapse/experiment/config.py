@@ -108,10 +108,6 @@ class RunConfig(Settings):
         for key in ("batch_size", "probe_images"):
             if getattr(self, key) > images:
                 raise ValueError(f"{key} is {getattr(self, key)}, more than the {images} training images")
-        if self.precision == "bfloat16" and self.dataset == "digits" and self.architecture != "mlp":
-            # oneDNN (torch 2.14) leaves the taps of a strided 3x3 kernel that see only padding uninitialised.
-            why = "CPUs get convolutions over single pixels wrong, and to those the 8 x 8 digits shrink"
-            raise ValueError(f"precision is 'bfloat16', in which {why}; it must be 'float32' for digits")
         if self.learning_blocks and self.rule.startswith("frozen"):
             raise ValueError(f"learning_blocks is {self.learning_blocks}, but under rule {self.rule!r} no block learns")
         if self.update == "top_r" and self.rank is None:

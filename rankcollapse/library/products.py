@@ -8,7 +8,7 @@ Three ways to write the same sums as products of matrices take their place:
   3 x 3 kernel on 2 x 2 pixels has 16 pairs of pixels, where it reads 36 taps.
 - `unfolded`: each output pixel is a row of all that its kernel sees (im2col).
 - `tapped`: the gradient of the weight, tap by tap, over the pixels that see the picture through it. No padding is
-  multiplied, but it is a product of its own for each tap: it pays where the channels are many.
+  multiplied, but it is a product of its own for each tap: it pays where each is large.
 
 `choose` says which, from shapes, type and processor alone, never by timing: same machine, same bits. `make bench` lists
 the layers where it was not the faster choice. All take any stride, padding and dilation, and one group.
@@ -29,7 +29,7 @@ Kernel = Sequence[int]  # out, in, kh, kw
 
 AMX, BFLOAT16 = processor.has_amx(), processor.multiplies_bfloat16()
 IMAGES, CHANNELS = 16, 16  # fewer than these have too little to do for the price of a copy
-WIDE = 128 * 128  # pairs of channels from which the gradient of the weight goes tap by tap
+LARGE = 2**24  # multiplications from which a tap has enough to do to be a product of its own
 
 
 class How(NamedTuple):
@@ -45,26 +45,26 @@ def choose(x: Tensor, kernel: Kernel, geometry: Geometry) -> How:
 
     Where a kernel has twice as many taps as the picture has pixels it is `whole`. In bfloat16 that holds for every
     batch and number of channels: oneDNN (torch 2.14) leaves the gradient of taps that see only padding uninitialised.
-    Elsewhere matrices win in bfloat16, with AMX and with AVX512 alike, up to 4 pixels of output, and up to 16 for the
-    gradient of the weight and for 1 x 1 kernels. In float32 they win up to 4 on processors with AMX. On an AMD EPYC
-    with AVX512 matrices run at half the rate of convolutions: only the gradient of the weight and 1 x 1 kernels do.
+    Elsewhere matrices win in bfloat16, with AMX and with AVX512 alike, up to 4 pixels of output, and for 1 x 1 kernels
+    and the gradient of the weight up to 16, or 64 where it is `tapped`. In float32 they win up to 4 on processors with
+    AMX. On an AMD EPYC with AVX512 products of matrices run at half the rate of convolutions, and only the gradient of
+    the weight and 1 x 1 kernels gain, up to 4.
     """
     if x.device.type != "cpu" or geometry[3] > 1 or x.dtype not in (torch.bfloat16, torch.float32):
         return How()
     n, channels, *picture = x.shape
     taps, outputs = math.prod(kernel[2:]), math.prod(_outputs(picture, kernel, geometry))
     few = n < IMAGES or channels < CHANNELS
-    weights = "tapped" if channels * kernel[0] >= WIDE and taps > 1 else "unfolded"
+    weights = "tapped" if n * outputs * channels * kernel[0] >= LARGE and taps > 1 else "unfolded"
     if 2 * math.prod(picture) <= taps and (not few or x.dtype == torch.bfloat16):
         return How("whole", "whole", weights)
     if few:
         return How()
     if x.dtype == torch.bfloat16:
-        up_to, up_to_weight = (4, 16) if BFLOAT16 else (0, 0)
+        up_to, up_to_weight = (4, 64 if weights == "tapped" else 16) if BFLOAT16 else (0, 0)
     else:
         up_to, up_to_weight = 4 if AMX else 0, 4
-    up_to = up_to_weight if taps == 1 else up_to
-    both = "unfolded" if outputs <= up_to else "torch"
+    both = "unfolded" if outputs <= (up_to_weight if taps == 1 else up_to) else "torch"
     return How(both, both, weights if outputs <= up_to_weight else "torch")
 
 
