@@ -148,6 +148,20 @@ def test_orthogonalise_takes_as_many_steps_as_it_is_told(shape, steps):
     assert to[steps] < 0.1
 
 
+@pytest.mark.parametrize("shape", [(5, 40), (70, 630), (40, 5)])
+def test_columns_of_zeros_stay_zeros_and_the_others_are_as_without_them(shape):
+    """As batches do, which leave none out; what is not finite is no zero."""
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    live = torch.rand(shape[1], generator=torch.Generator().manual_seed(1)) > 0.6
+    matrix[:, ~live] = 0
+    made = orthogonalise(matrix, 5)
+    assert (made[:, ~live] == 0).all()
+    torch.testing.assert_close(made[:, live], orthogonalise(matrix[:, live], 5))
+    torch.testing.assert_close(made.float(), orthogonalise(matrix[None], 5)[0].float(), atol=0.02, rtol=0)
+    matrix[0, 0] = torch.nan
+    assert orthogonalise(matrix, 5)[:, live].isnan().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_orthogonalise_knows_no_scale(dtype):
     """Powers of two over all of the type's range: to the bit; below its normal numbers as far as they hold digits."""
