@@ -77,10 +77,10 @@ class Row:
     @property
     def verdict(self) -> str:
         """Whether the target is met; a miss that is no larger than the noise is called that, and no success."""
-        if not self.target:
-            return ""
         if math.isnan(self.measured):
             return "not measured"
+        if not self.target:
+            return ""
         sign, bound = self.target.split()
         beyond = self.measured - float(bound) if sign == "≤" else float(bound) - self.measured
         return "met" if beyond <= 0 else "within noise" if beyond <= self.noise else "NOT MET"
@@ -321,7 +321,8 @@ LAYERS: list[Layer] = []  # of this call, for layers.csv
 
 def convolutions_of(stem: str) -> list[tuple[int, int, int, int, int]]:
     """Those of ResNet-18 of width 64 for CIFAR, in order: channels in and out, kernel, stride, side of the picture."""
-    net, found = skeleton(RunConfig(**{**RESNET, **FULL, "stem": stem})), []
+    config = RunConfig(**{**RESNET, **FULL, "stem": stem})
+    net, found = skeleton(config), []
 
     def look(layer: nn.Conv2d, inputs: tuple, output: object) -> None:
         shape = layer.in_channels, layer.out_channels, layer.kernel_size[0], layer.stride[0], inputs[0].shape[-1]
@@ -330,7 +331,7 @@ def convolutions_of(stem: str) -> list[tuple[int, int, int, int, int]]:
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_hook(look)
-    net(torch.empty(FULL["batch_size"], 3, 32, 32, device="meta"))
+    net(torch.empty(FULL["batch_size"], *datasets.SETS[config.dataset].shape, device="meta"))
     return found
 
 
@@ -443,7 +444,7 @@ def memory(device: torch.device, rounds: int) -> Iterator[Row]:
     config = RunConfig(**{**RESNET, "width": 64, "batch_size": 32}, precision="bfloat16")
     net = make_model(config, device)
     with torch.autocast(device.type, torch.bfloat16):
-        net(torch.zeros(32, 3, 32, 32, device=device))
+        net(torch.zeros(32, *datasets.SETS[config.dataset].shape, device=device))
     layers = feedback_layers(net).values()
     expected = sum(layer.feedback.nbytes + layer._kept[2].nbytes for layer in layers) / 2**20
     context, over, peaks = multiprocessing.get_context("spawn"), [], {}

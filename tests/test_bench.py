@@ -16,10 +16,12 @@ SMALL = {"dataset": "digits", "validation_images": 50, "lr": 0.01, "rule": "fa"}
 def small(monkeypatch, tmp_path):
     """Networks of a few units, turns of a few milliseconds, and a folder for temporary files."""
     monkeypatch.setattr(bench, "RESNET", {**SMALL, "architecture": "cnn4", "normalization": "batch"})
+    monkeypatch.setattr(bench, "FULL", {"width": 4, "batch_size": 16})
+    monkeypatch.setattr(bench, "LAYERS", [])
+    monkeypatch.setattr(bench, "ONE_LAYER", 0.0002)
     monkeypatch.setattr(bench, "CNN", {**SMALL, "architecture": "cnn4", "width": 4})
     monkeypatch.setattr(bench, "MLP", {**SMALL, "architecture": "mlp", "width": 8, "depth": 2, "channels_last": False})
     monkeypatch.setattr(bench, "PROBED", {"train_images": 640, "epochs": 1})
-    monkeypatch.setattr(bench, "precision", lambda device, dataset: "float32")  # digits allow no other
     monkeypatch.setattr(bench, "SECONDS", 0.002)
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
@@ -33,7 +35,16 @@ def go(tmp_path, only):
 
 
 @pytest.mark.parametrize(
-    ("only", "rows"), [("machine", 3), ("newton", 2), ("^muon", 1), ("probes", 1), ("biotorch|quick", 3)]
+    ("only", "rows"),
+    [
+        ("machine", 3),
+        ("newton", 2),
+        ("^muon", 1),
+        ("probes", 1),
+        ("biotorch|quick", 5),
+        ("stems", 15),
+        ("small_nets", 2),
+    ],
 )
 def test_a_section_is_shown_and_written_and_leaves_nothing(capsys, tmp_path, only, rows):
     found, out = go(tmp_path, only), capsys.readouterr().out
@@ -50,6 +61,29 @@ def test_a_section_is_shown_and_written_and_leaves_nothing(capsys, tmp_path, onl
             assert 0 < row.low <= row.measured <= row.high
             assert row.n == 2
     assert list((tmp_path / "tmp").glob("rankcollapse*")) == []
+
+
+def test_every_product_of_every_layer_is_timed_by_every_way(tmp_path):
+    """Of the four convolutions of the CNN: the last alone sees so few pixels that `whole` is tried."""
+    rows = go(tmp_path, "convolutions")
+    assert list(rows["what"].str.contains("bfloat16")) == [True] * 3 + [False] * 3
+    layers = pd.read_csv(next((tmp_path / "out").glob("*/layers.csv")))
+    assert len(layers) == 2 * 4 * 3
+    assert layers["torch"].notna().all()
+    assert layers[layers["product"] == "to_weight"]["tapped"].notna().all()
+    assert [row[row.chosen] > 0 for _, row in layers.iterrows()] == [True] * 24
+    ratio = rows["measured"].iloc[0]
+    sums = layers[layers["dtype"] == "bfloat16"]
+    ours = sum(row[row.chosen] for _, row in sums.iterrows())
+    assert ratio == pytest.approx(sums["torch"].sum() / ours, rel=1e-3)
+
+
+def test_pytorchs_products_are_its_own_for_a_call(monkeypatch):
+    rule = bench.products.choose
+    assert bench.pytorchs(lambda: bench.products.choose("any layer"))() == bench.products.How()
+    with pytest.raises(ZeroDivisionError):
+        bench.pytorchs(lambda: 1 / 0)()
+    assert bench.products.choose is rule
 
 
 def test_what_cannot_be_measured_here_is_told_as_that_and_what_is_compiled_is_not_counted(tmp_path):

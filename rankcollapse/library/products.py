@@ -45,10 +45,10 @@ def choose(x: Tensor, kernel: Kernel, geometry: Geometry) -> How:
 
     Where a kernel has twice as many taps as the picture has pixels it is `whole`. In bfloat16 that holds for every
     batch and number of channels: oneDNN (torch 2.14) leaves the gradient of taps that see only padding uninitialised.
-    Elsewhere matrices win in bfloat16, with AMX and with AVX512 alike, up to 4 pixels of output, and for 1 x 1 kernels
-    and the gradient of the weight up to 16, or 64 where it is `tapped`. In float32 they win up to 4 on processors with
-    AMX. On an AMD EPYC with AVX512 products of matrices run at half the rate of convolutions, and only the gradient of
-    the weight and 1 x 1 kernels gain, up to 4.
+    Elsewhere matrices win in bfloat16, with AMX and with AVX512 alike, up to 4 pixels of output, and up to 16 for
+    1 x 1 kernels and the gradient of the weight. In float32 they win up to 4 on processors with AMX. On an AMD EPYC
+    with AVX512 products of matrices run at half the rate of convolutions, and only the gradient of the weight and 1 x 1
+    kernels gain, up to 4.
     """
     if x.device.type != "cpu" or geometry[3] > 1 or x.dtype not in (torch.bfloat16, torch.float32):
         return How()
@@ -61,7 +61,7 @@ def choose(x: Tensor, kernel: Kernel, geometry: Geometry) -> How:
     if few:
         return How()
     if x.dtype == torch.bfloat16:
-        up_to, up_to_weight = (4, 64 if weights == "tapped" else 16) if BFLOAT16 else (0, 0)
+        up_to, up_to_weight = (4, 16) if BFLOAT16 else (0, 0)
     else:
         up_to, up_to_weight = 4 if AMX else 0, 4
     both = "unfolded" if outputs <= (up_to_weight if taps == 1 else up_to) else "torch"
