@@ -94,15 +94,19 @@ def test_cnn4_has_the_parameters_counted_by_hand(build):
     assert sum(p.numel() for p in build("cnn4", "batch", width=32).parameters()) == expected
 
 
-def test_resnet18_computes_what_torchvisions_computes_with_the_same_stem(build):
-    """Weights carried over in order: the two nets list their layers alike."""
+@pytest.mark.parametrize("stem", ["cifar", "cifar2", "imagenet"])
+def test_resnet18_computes_what_torchvisions_computes_with_the_same_stem(plain, stem):
+    """Weights carried over in order: the two nets list their layers alike. ImageNet's stem is torchvision's own."""
     theirs = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [2, 2, 2, 2], num_classes=10)
-    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-    ours = build("resnet18", "batch", width=64)
+    if stem != "imagenet":
+        stride = 2 if stem == "cifar2" else 1
+        theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, stride, padding=1, bias=False), nn.Identity()
+    ours = plain(dataset="cifar10", architecture="resnet18", normalization="batch", width=64, stem=stem)
     theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True)))
-    x = torch.randn(2, 3, 16, 16, generator=gen(1))
+    x = torch.randn(2, 3, 32, 32, generator=gen(1))
     torch.testing.assert_close(ours(x), theirs(x))
-    assert sum(p.numel() for p in ours.parameters()) == 11_173_962, "as every CIFAR ResNet-18 has"
+    if stem != "imagenet":
+        assert sum(p.numel() for p in ours.parameters()) == 11_173_962, "as every CIFAR ResNet-18 has"
 
 
 @pytest.mark.parametrize("layer", [nn.PReLU(), nn.Conv1d(2, 2, 3)], ids=lambda m: type(m).__name__)

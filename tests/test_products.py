@@ -226,3 +226,9 @@ def test_types_that_do_not_fit_are_refused_as_pytorch_does():
 def test_a_converted_convolution_can_be_converted_once_more():
     layer = convert(convert(conv(32, 16), "bp"), "fa", gen())
     assert layer.feedback.shape == layer.weight.shape
+
+
+def test_a_picture_smaller_than_its_kernel_is_refused_as_pytorch_does():
+    layer = convert(conv(32, 16, padding=0), "bp")
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+        layer(pictures(32, 32, 1))

@@ -53,7 +53,10 @@ def choose(x: Tensor, kernel: Kernel, geometry: Geometry) -> How:
     if x.device.type != "cpu" or geometry[3] > 1 or x.dtype not in (torch.bfloat16, torch.float32):
         return How()
     n, channels, *picture = x.shape
-    taps, outputs = math.prod(kernel[2:]), math.prod(_outputs(picture, kernel, geometry))
+    sides = _outputs(picture, kernel, geometry)
+    if min(sides) < 1:
+        return How()  # which says what is wrong
+    taps, outputs = math.prod(kernel[2:]), math.prod(sides)
     few = n < IMAGES or channels < CHANNELS
     weights = "tapped" if n * outputs * channels * kernel[0] >= LARGE and taps > 1 else "unfolded"
     if 2 * math.prod(picture) <= taps and (not few or x.dtype == torch.bfloat16):
