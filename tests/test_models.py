@@ -155,6 +155,12 @@ def test_a_cnn_of_any_depth_has_the_stages_written_out_by_hand(build, depth):
     assert [m.kernel_size for _, m in convolutions] == [(3, 3)] * depth
 
 
+def test_a_cnn_of_less_than_two_convolutions_is_refused(refused):
+    for depth in (0, 1):
+        call = lambda depth=depth: models.cnn((3, 32, 32), 10, width=4, depth=depth, normalization="none")  # noqa: E731
+        refused(call, f"depth is {depth}", "two convolutions or more", error=ValueError)
+
+
 @given(depth=st.integers(2, 12), side=st.integers(1, 70), breadth=st.integers(1, 70))
 def test_pictures_shrink_16_fold_at_any_depth(depth, side, breadth):
     knobs = {"width": 1, "depth": depth, "normalization": "none"}
@@ -356,6 +362,7 @@ def test_bfloat16_costs_the_input_and_the_output_alone_their_digits(kind, shape,
         with torch.autocast(device, torch.bfloat16, enabled=enabled):
             found = copy.deepcopy(norm)(x)
         assert found.dtype == torch.bfloat16
+        assert torch.equal(copy.deepcopy(norm).bfloat16()(x), found), "with parameters in bfloat16, here 1 and 0, too"
         torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=2e-3)
 
 

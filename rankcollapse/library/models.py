@@ -34,7 +34,7 @@ def _add(net: nn.Sequential, name: str, layer: nn.Module, normalization: str, re
 
 def mlp(shape: tuple[int, int, int], classes: int, width: int, depth: int | None, normalization: str) -> nn.Module:
     """`depth` hidden layers of `width` units with ReLU, 3 for None, then the classifier `head`."""
-    sizes = [math.prod(shape)] + [width] * (depth or 3)
+    sizes = [math.prod(shape)] + [width] * (3 if depth is None else depth)
     net = nn.Sequential(nn.Flatten())
     for i, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
         _add(net, f"hidden{i}", nn.Linear(inputs, outputs), normalization)
@@ -48,15 +48,17 @@ FEWER = {2: ((1, 4), (4, 4)), 3: ((1, 2), (2, 2), (4, 4))}
 
 
 def cnn(shape: tuple[int, int, int], classes: int, width: int, depth: int | None, normalization: str) -> nn.Module:
-    """`depth` 3x3 convolutions, 2 or more, 4 for None, flattened into the `head`.
+    """`depth` 3x3 convolutions, 4 for None, flattened into the `head`. Raises ValueError for fewer than two.
 
-    Four have stride 2 and `width` times 1, 2, 2, 4 channels: a stage each. The first convolution of a stage has its
-    stride; more than four add convolutions of stride 1 at the stages' ends, in equal shares, the last stages first.
-    Fewer leave out stages in the middle, and those that stay have the stride 4 that makes up for them: pictures shrink
-    16-fold at any depth, and the first convolution, the classifier's inputs and hence its size stay what they were.
+    Four have stride 2 and `width` times 1, 2, 2, 4 channels: a stage each. More than four add convolutions of stride 1
+    at the ends of the stages, in equal shares, the last stages first. Fewer leave out stages of 2 `width` channels, and
+    one that stays has stride 4 for each that is gone. Pictures shrink 16-fold at any depth, so that the classifier has
+    as many inputs, and the first convolution has `width` channels.
     """
     channels, height, breadth = shape
-    depth = depth or 4
+    depth = 4 if depth is None else depth
+    if depth < 2:
+        raise ValueError(f"depth is {depth}, but a cnn has two convolutions or more")
     stages = FEWER.get(depth, STAGES)
     net, layers = nn.Sequential(), count(1)
     for i, (factor, stride) in enumerate(stages):

@@ -70,16 +70,16 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = _wide(x)
         square = wide.square().mean(tuple(range(1, x.dim())), keepdim=True)
-        return (wide * (square + EPS).rsqrt() * self.weight.view(-1, *[1] * (x.dim() - 2))).to(x.dtype)
+        return (wide * ((square + EPS).rsqrt() * self.weight.view(-1, *[1] * (x.dim() - 2)))).to(x.dtype)
 
 
 class Whitening(nn.Module):
     """Channels of x [n, channels, ...] made uncorrelated and of variance 1 in each group, by iterative normalisation.
 
-    "Hidden activity normalisation promotes orthogonal activations", says the abstract of arXiv:2606.11123: this is the
-    sentence taken at its word. y = Σ^-½ (x - μ), with mean and covariance over images and pixels, Σ^-½ by Newton-Schulz
-    (IterNorm, Huang et al. 2019, arXiv:1904.03441, algorithm 1), then a gain and a shift per channel. Evaluation takes
-    running averages of μ and of Σ^-½. The backward pass is autograd's, through the statistics too.
+    "Hidden activity normalisation ... promotes orthogonal activations", says the abstract of arXiv:2606.11123: this is
+    the sentence taken at its word. y = Σ^-½ (x - μ), with mean and covariance over images and pixels, Σ^-½ by
+    Newton-Schulz (IterNorm, Huang et al. 2019, arXiv:1904.03441, algorithm 1), then a gain and a shift per channel.
+    Evaluation takes running averages of μ and of Σ^-½. The backward pass is autograd's, through the statistics too.
 
     A group has as many channels as divide them all, SIZE at most: so many have a covariance of full rank in a small
     batch, and five steps come close, to a variance of 0.97 where Σ is the identity. A variance far below its group's
@@ -115,14 +115,15 @@ class Whitening(nn.Module):
         groups, _, size = self.running_mean.shape
         with torch.autocast(x.device.type, enabled=False):
             pixels = _wide(x).movedim(1, -1)
-            rows = pixels.reshape(-1, groups, size).transpose(0, 1)
-            mean, matrix = self._statistics(rows) if self.training else (self.running_mean, self.running_matrix)
-            white = ((rows - mean) @ matrix.mT).transpose(0, 1).reshape(pixels.shape)
-            y = (white * self.weight + self.bias).movedim(-1, 1).to(x.dtype)
+            rows = pixels.reshape(-1, groups, size).transpose(0, 1)  # [groups, rows, size]
+            centred, matrix = self._train(rows) if self.training else (rows - self.running_mean, self.running_matrix)
+            gain, shift = (_wide(own).view(groups, 1, size) for own in (self.weight, self.bias))
+            white = torch.baddbmm(shift, centred, matrix.mT * gain).transpose(0, 1)
+            y = white.reshape(pixels.shape).movedim(-1, 1).to(x.dtype)
         return y.contiguous() if x.is_contiguous() else y
 
-    def _statistics(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean [groups, 1, size] and Σ^-½ [groups, size, size] of rows [groups, n, size]; the running ones move."""
+    def _train(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows [groups, n, size] less their mean, and their Σ^-½ [groups, size, size]; the running averages move."""
         if rows.shape[1] < 2:
             raise ValueError("whitening in training was given one row, which has no covariance; it needs two or more")
         mean = rows.mean(1, keepdim=True)
@@ -131,7 +132,7 @@ class Whitening(nn.Module):
         matrix = inverse_root(centred.mT @ centred / rows.shape[1] + noise, self.steps)
         for running, now in ((self.running_mean, mean), (self.running_matrix, matrix)):
             running.lerp_(now.detach().to(running.dtype), MOMENTUM)
-        return mean, matrix
+        return centred, matrix
 
 
 # What `initialize`, the rules and the signals take for a norm layer, those of other people's models too.
