@@ -66,8 +66,16 @@ def device(request):
 
 @pytest.fixture(scope="session")
 def tiny():
-    """A function from overrides to the config of a run of a fraction of a second, without probes."""
-    return lambda **overrides: run_config({**TINY, **overrides})
+    """A function from overrides to the config of a run of a fraction of a second, without probes.
+
+    An architecture that is named has its own depth, but for the mlp of TINY.
+    """
+
+    def make(**overrides):
+        other = overrides.get("architecture", "mlp") != "mlp"
+        return run_config({**TINY, **({"depth": None} if other else {}), **overrides})
+
+    return make
 
 
 @pytest.fixture(scope="session")

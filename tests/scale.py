@@ -61,7 +61,7 @@ def project_of(runs: int, where: Path) -> tuple[Path, grid.Grid]:
         name: {"lr": 0.05}
         for name in [name for name in config["arms"] if not name.endswith(("top10", *"12346"))][:ARMS]
     }
-    study = {**tiny["studies"][0], "arms": arms, "datasets": ["digits"], "run": {"architecture": "cnn4", "width": 16}}
+    study = {**tiny["studies"][0], "arms": arms, "datasets": ["digits"], "run": {"architecture": "cnn", "width": 16}}
     over = {**tiny, "preset": "scale", "seeds": [*range(runs // ARMS)], "studies": [study]}
     over["tuning"] = {"seeds": [], "share": 1.0}
     (where / CONFIG).write_text(yaml.safe_dump(over), encoding="utf-8")

@@ -19,7 +19,7 @@ import pytest
 import rankcollapse
 from rankcollapse.experiment import datasets, files, grid, identity, plan
 from rankcollapse.experiment.config import RunConfig, Settings, checked, read, run_config
-from rankcollapse.library import models, processor, rules
+from rankcollapse.library import models, norms, processor, rules
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = [ROOT / "config.yaml", *sorted((ROOT / "presets").glob("*.yaml")), ROOT / "tests" / "tiny.yaml"]
@@ -29,7 +29,7 @@ INF, NAN = math.inf, math.nan
 # fmt: off
 DEFAULTS = {
     "dataset": "digits", "train_images": None, "validation_images": 200, "tuning_images": 0, "tuning": False,
-    "flip": False, "crop": 0, "architecture": "cnn4", "width": 32, "depth": 3, "stem": "cifar",
+    "flip": False, "crop": 0, "architecture": "cnn", "width": 32, "depth": None, "stem": "cifar",
     "normalization": "none", "rule": "bp", "learning_blocks": None, "optimizer": "sgd", "lr": 0.03, "momentum": 0.9,
     "weight_decay": 0.0, "update": "full", "rank": None, "norm": None, "ns_steps": 5, "shape_factor": "original",
     "auxiliary_lr": 0.001, "epochs": 12, "warmup": 0, "batch_size": 64, "precision": "float32", "channels_last": True,
@@ -43,6 +43,8 @@ KNOBS = {
     "train_images": ([1, 10**9], [0, -1]),
     "tuning": ([True], [0, 1, "yes"]),
     "crop": ([1, 8], [-1, 9]),
+    "depth": ([1, 12], [0, 13]),
+    "normalization": (["batch", "layer", "group", "rms", "whiten"], ["bn", True]),
     "rule": (["fa", "kp", "frozen", "frozen-fa", "frozen-bp"], ["dfa", "FA"]),
     "lr": ([1, 1e-9, 10.0], [0, -1, 0.0, "1e-3", NAN, INF]),
     "momentum": ([0, 0.999], [1, 1.0, -0.1, NAN]),
@@ -106,6 +108,7 @@ def test_the_schema_for_editors_allows_what_the_library_allows():
 def test_every_name_that_a_knob_allows_is_one_the_library_knows():
     assert set(get_args(FIELDS["rule"].annotation)) == set(rules.RULES)
     assert set(get_args(FIELDS["architecture"].annotation)) == set(models.ARCHITECTURES)
+    assert set(get_args(FIELDS["normalization"].annotation)) == {"none", *norms.NORMALIZATIONS}
     assert {"digits", "cifar10", "cifar100"} <= set(datasets.SETS)
 
 
@@ -127,8 +130,11 @@ def test_every_name_that_a_knob_allows_is_one_the_library_knows():
             ["train_images is 201", "tuning_images sets apart 200"],
         ),
         ({"learning_blocks": 1, "rule": "frozen-fa"}, ["learning_blocks is 1", "under rule 'frozen-fa' no block"]),
+        ({"depth": 1}, ["depth is 1", "a cnn has 2 convolutions or more"]),
+        ({"depth": 13}, ["depth is 13", "less than or equal to 12"]),
+        ({"depth": 18, "architecture": "resnet18"}, ["depth is 18", "less than or equal to 12"]),
+        ({"depth": 4, "architecture": "resnet18"}, ["depth is 4", "resnet18", "it must be null"]),
         ({"train_images": 64, "probe_images": 65}, ["probe_images is 65", "64 training images"]),
-        ({"architecture": "cnn4", "precision": "bfloat16"}, ["precision is 'bfloat16'", "'float32'"]),
         ({"precision": "auto"}, ["precision is 'auto'", "'float32' or 'bfloat16'"]),
         ({"warmup": 12}, ["warmup is 12", "epochs is 12", "must be less"]),
         ({"update": "top_r"}, ["rank is missing"]),

@@ -13,7 +13,7 @@ from rankcollapse.experiment import network
 from rankcollapse.library import models
 from rankcollapse.library.feedback import feedback_layers
 
-NETS = ["mlp", "cnn4", "resnet18"]
+NETS = ["mlp", "cnn", "resnet18"]
 RATES = [0.1, 0.05, 0.02, 0.0]
 
 
@@ -25,7 +25,7 @@ def gen(seed=0):
 def ruled(plain):
     """A function from a rule to a net of the grid that learns by it, as a run makes it: the same W and B for all."""
 
-    def make(rule, architecture="cnn4", normalization="batch", seed=0):
+    def make(rule, architecture="cnn", normalization="batch", seed=0):
         net = plain(seed, architecture=architecture, normalization=normalization)
         RULES[rule].attach(net, gen(1), models.init_weight)
         return net
@@ -36,7 +36,7 @@ def ruled(plain):
 @pytest.fixture
 def kp(tiny):
     """A function from overrides to the config of a net by Kolen-Pollack."""
-    return lambda **more: tiny(**{"architecture": "cnn4", "normalization": "batch", "width": 4, "rule": "kp", **more})
+    return lambda **more: tiny(**{"architecture": "cnn", "normalization": "batch", "width": 4, "rule": "kp", **more})
 
 
 def gradients(net, seed=2):
@@ -149,13 +149,13 @@ def test_a_rule_tells_its_feedback_weights_and_gives_exact_gradients_on_request(
 
 
 def test_conversion_leaves_parameters_and_the_global_random_state_alone(plain, global_random_state):
-    before, net = global_random_state(), plain(architecture="cnn4")
+    before, net = global_random_state(), plain(architecture="cnn")
     parameters = dict(net.named_parameters())
     assert convert(net, "bp") is net
     assert feedback_layers(net) == {}
     assert type(net.head) is nn.Linear
     assert convert(net, "fa", gen(1)) is net
-    convert(plain(architecture="cnn4"), "fa", gen(1), models.init_weight)
+    convert(plain(architecture="cnn"), "fa", gen(1), models.init_weight)
     assert global_random_state() == before
     after = dict(net.named_parameters())
     assert after.keys() == parameters.keys()

@@ -24,8 +24,9 @@ PROBES = {"gradient_every": 3, "gradient_stride": 2, "gradient_window": 4, "sign
 ARMS = {
     "fa+bn": {"rule": "fa", "normalization": "batch"},
     "fa+both": {"rule": "fa", "normalization": "batch", "optimizer": "muon", "lr": 0.01},
+    "fa+whiten": {"rule": "fa", "normalization": "whiten"},
     "kp, augmented": {"rule": "kp", "weight_decay": 0.1, "flip": True, "crop": 1},
-    "frozen-fa": {"architecture": "cnn4", "width": 4, "normalization": "batch", "rule": "frozen-fa"},
+    "frozen-fa": {"architecture": "cnn", "width": 4, "normalization": "batch", "rule": "frozen-fa"},
     "fa, top_r, bfloat16, warm-up": {"update": "top_r", "rank": 2, "precision": "bfloat16", "warmup": 1},
     "compiled": {"rule": "fa", "compile": True},
     "a candidate": {"rule": "fa", "tuning": True, "tuning_images": 700, "gradient_every": 0},

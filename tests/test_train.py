@@ -27,10 +27,10 @@ from rankcollapse.library import feedback, models, rules, signals, trajectory
 
 FILES = {*folders.RUN, "run.json", ".run.json", ".lock"}
 PROBES = {"gradient_every": 1, "gradient_stride": 4, "gradient_window": 8, "signals_every": 1}
-CNN = {"architecture": "cnn4", "width": 4, "normalization": "batch"}
+CNN = {"architecture": "cnn", "width": 4, "normalization": "batch"}
 ARMS = {
     "bp": {"rule": "bp", "normalization": "batch"},
-    "fa+bn, cnn4, flip, crop": {**CNN, "rule": "fa", "flip": True, "crop": 1},
+    "fa+bn, cnn, flip, crop": {**CNN, "rule": "fa", "flip": True, "crop": 1},
     "kp, decay": {"rule": "kp", "weight_decay": 0.5},
     "frozen-fa": {**CNN, "rule": "frozen-fa"},
     "fa+muon": {"rule": "fa", "normalization": "batch", "optimizer": "muon", "lr": 0.01, "weight_decay": 0.5},
@@ -104,7 +104,7 @@ def test_a_config_gives_the_same_bits_twice_with_and_without_probes_and_other_bi
     assert not torch.equal(weights(first)["head.weight"], weights(other)["head.weight"])
 
 
-@pytest.mark.parametrize("architecture", ["cnn4", "resnet18"])
+@pytest.mark.parametrize("architecture", ["cnn", "resnet18"])
 def test_convolutions_in_bfloat16_give_the_same_bits_twice_and_nearly_those_of_float32(
     tiny, fake_cifar, tmp_path, device, architecture
 ):
@@ -139,7 +139,7 @@ def test_a_run_neither_hears_nor_touches_the_callers_state(tiny, run, tmp_path, 
         for seed in (1, 2):
             torch.manual_seed(seed)
             before = state()
-            run(tiny(**ARMS["fa+bn, cnn4, flip, crop"], **PROBES), tmp_path / str(seed), device)
+            run(tiny(**ARMS["fa+bn, cnn, flip, crop"], **PROBES), tmp_path / str(seed), device)
             assert state() == before
         with deterministic():
             assert (torch.get_deterministic_debug_mode(), state()[2]) == (2, [False] * 3), "an error"
@@ -228,7 +228,7 @@ def test_trajectory_rows_are_those_of_every_nth_step_kept_in_a_file(tiny, new_st
 
 
 @pytest.mark.parametrize("rule", ["bp", "fa"])
-@pytest.mark.parametrize("architecture", ["mlp", "cnn4", "resnet18"])
+@pytest.mark.parametrize("architecture", ["mlp", "cnn", "resnet18"])
 def test_bfloat16_rows_lose_nothing_of_a_gradient_under_autocast(tmp_path, architecture, rule):
     config = run_config({"architecture": architecture, "rule": rule, "dataset": "cifar10", "width": 4})
     model, g = make_model(config), torch.Generator().manual_seed(1)
@@ -448,10 +448,10 @@ def test_compiled_training_is_training(tiny, run, tmp_path, device):
 # Of each network with batch normalisation the children that hold parameters, by block, the classifier last.
 BLOCKS = {
     "mlp": ["hidden1 2", "hidden2 5", "head"],
-    "cnn4": ["conv1 1", "conv2 4", "conv3 7", "conv4 10", "head"],
+    "cnn": ["conv1 1", "conv2 4", "conv3 7", "conv4 10", "head"],
     "resnet18": ["stem 1", *(f"block{i}" for i in range(1, 9)), "head"],
 }
-RUNGS = [("mlp", 1), ("cnn4", 3), ("resnet18", 6), ("resnet18", 9)]
+RUNGS = [("mlp", 1), ("cnn", 3), ("resnet18", 6), ("resnet18", 9)]
 
 
 def learning(model, architecture, count):

@@ -374,7 +374,7 @@ def test_an_svd_is_taken_where_eigh_does_not_converge_and_without_it_a_run_diver
 
 
 def make_run(tiny, **options):
-    config = tiny(**{"architecture": "cnn4", "normalization": "batch", "width": 4, **options})
+    config = tiny(**{"architecture": "cnn", "normalization": "batch", "width": 4, **options})
     net = network.make_model(config)
     return net, network.optimizers(net, config)
 

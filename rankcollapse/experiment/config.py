@@ -37,15 +37,24 @@ class Settings(Strict):
     flip: bool = Field(False, description="flip training images left to right at random")
     crop: int = Field(0, ge=0, le=8, description="zero padding before a random crop of training images, pixels")
     # model
-    architecture: Literal["mlp", "cnn4", "resnet18"] = Field("cnn4", description="network")
+    architecture: Literal["mlp", "cnn", "resnet18"] = Field("cnn", description="network")
     width: int = Field(32, ge=1, description="units of a hidden layer of the mlp, or channels of the first convolution")
-    depth: int = Field(3, ge=1, description="hidden layers of the mlp")
+    depth: int | None = Field(
+        None,
+        ge=1,
+        le=12,
+        description="hidden layers of the mlp, null: 3; or convolutions of the cnn, from 2, null: 4",
+    )
     stem: Literal["cifar", "cifar2", "imagenet"] = Field(
         "cifar",
         description="first convolution of resnet18: 3 x 3; the same with stride 2, at a quarter of the cost; or 7 x 7 "
         "with stride 2 and max-pooling, at a sixteenth",
     )
-    normalization: Literal["none", "batch"] = Field("none", description="normalisation of hidden activities")
+    normalization: Literal["none", "batch", "layer", "group", "rms", "whiten"] = Field(
+        "none",
+        description="normalisation of hidden activities: none; of each channel over a batch; of each image, over all "
+        "features, over groups of channels, or by the root mean square alone; or whitening of channels over a batch",
+    )
     # learning rule and update
     rule: Literal["bp", "fa", "kp", "frozen", "frozen-fa", "frozen-bp"] = Field(
         "bp",
@@ -108,6 +117,10 @@ class RunConfig(Settings):
         for key in ("batch_size", "probe_images"):
             if getattr(self, key) > images:
                 raise ValueError(f"{key} is {getattr(self, key)}, more than the {images} training images")
+        if self.depth is not None and self.architecture == "resnet18":
+            raise ValueError(f"depth is {self.depth}, but resnet18 has one depth, that of its name; it must be null")
+        if self.depth == 1 and self.architecture == "cnn":
+            raise ValueError("depth is 1, but a cnn has 2 convolutions or more; it must be 2 to 12, or null")
         if self.learning_blocks and self.rule.startswith("frozen"):
             raise ValueError(f"learning_blocks is {self.learning_blocks}, but under rule {self.rule!r} no block learns")
         if self.update == "top_r" and self.rank is None:

@@ -7,30 +7,34 @@ device, then filled from a generator.
 
 import inspect
 import math
-from itertools import pairwise
+from itertools import count, pairwise
 
 import torch
 from torch import Tensor, nn
 
 from rankcollapse.errors import InputError
-
-NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+from rankcollapse.library.norms import NORMALIZATIONS, NORMS
 
 
 def _add(net: nn.Sequential, name: str, layer: nn.Module, normalization: str, relu: bool = True) -> None:
-    """Append the layer, the norm of its outputs, whose shift takes the place of the layer's bias, and ReLU."""
+    """Append the layer, the norm of its outputs, and ReLU.
+
+    The norm's shift takes the place of the layer's bias. Before `rms`, which has none, the layer keeps its bias, and
+    what is normalised is W h + b: no channel has fewer parameters than under the other norms.
+    """
     net.add_module(name, layer)
-    if normalization == "batch":
-        layer.bias = None
-        conv = isinstance(layer, nn.Conv2d)
-        net.append(nn.BatchNorm2d(layer.out_channels) if conv else nn.BatchNorm1d(layer.out_features))
+    if normalization != "none":
+        norm = NORMALIZATIONS[normalization](len(layer.weight), isinstance(layer, nn.Conv2d))
+        if hasattr(norm, "bias"):
+            layer.bias = None
+        net.append(norm)
     if relu:
         net.append(nn.ReLU())
 
 
-def mlp(shape: tuple[int, int, int], classes: int, width: int, depth: int, normalization: str) -> nn.Module:
-    """`depth` hidden layers of `width` units with ReLU, then the classifier `head`."""
-    sizes = [math.prod(shape)] + [width] * depth
+def mlp(shape: tuple[int, int, int], classes: int, width: int, depth: int | None, normalization: str) -> nn.Module:
+    """`depth` hidden layers of `width` units with ReLU, 3 for None, then the classifier `head`."""
+    sizes = [math.prod(shape)] + [width] * (3 if depth is None else depth)
     net = nn.Sequential(nn.Flatten())
     for i, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
         _add(net, f"hidden{i}", nn.Linear(inputs, outputs), normalization)
@@ -38,16 +42,32 @@ def mlp(shape: tuple[int, int, int], classes: int, width: int, depth: int, norma
     return net
 
 
-def cnn4(shape: tuple[int, int, int], classes: int, width: int, normalization: str) -> nn.Module:
-    """Four 3x3 convolutions of stride 2 with `width` times 1, 2, 2, 4 channels, flattened into the `head`."""
+# Of each stage of a cnn the channels, in multiples of the width, and the stride; by depth, where that is below four.
+STAGES = (1, 2), (2, 2), (2, 2), (4, 2)
+FEWER = {2: ((1, 4), (4, 4)), 3: ((1, 2), (2, 2), (4, 4))}
+
+
+def cnn(shape: tuple[int, int, int], classes: int, width: int, depth: int | None, normalization: str) -> nn.Module:
+    """`depth` 3x3 convolutions, 4 for None, flattened into the `head`. Raises ValueError for fewer than two.
+
+    Four have stride 2 and `width` times 1, 2, 2, 4 channels: a stage each. More than four add convolutions of stride 1
+    at the ends of the stages, in equal shares, the last stages first. Fewer leave out stages of 2 `width` channels, and
+    one that stays has stride 4 for each that is gone. Pictures shrink 16-fold at any depth, so that the classifier has
+    as many inputs, and the first convolution has `width` channels.
+    """
     channels, height, breadth = shape
-    sizes = [channels, width, 2 * width, 2 * width, 4 * width]
-    net = nn.Sequential()
-    for i, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
-        _add(net, f"conv{i}", nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), normalization)
-        height, breadth = math.ceil(height / 2), math.ceil(breadth / 2)
+    depth = 4 if depth is None else depth
+    if depth < 2:
+        raise ValueError(f"depth is {depth}, but a cnn has two convolutions or more")
+    stages = FEWER.get(depth, STAGES)
+    net, layers = nn.Sequential(), count(1)
+    for i, (factor, stride) in enumerate(stages):
+        for step in [stride] + [1] * ((depth + i) // len(stages) - 1):
+            convolution = nn.Conv2d(channels, factor * width, 3, step, padding=1)
+            _add(net, f"conv{next(layers)}", convolution, normalization)
+            channels, height, breadth = factor * width, math.ceil(height / step), math.ceil(breadth / step)
     net.append(nn.Flatten())
-    net.add_module("head", nn.Linear(sizes[-1] * height * breadth, classes))
+    net.add_module("head", nn.Linear(channels * height * breadth, classes))
     return net
 
 
@@ -98,7 +118,7 @@ def freeze(net: nn.Sequential, learning: int | None) -> None:
     net[: starts[-1 - learning]].requires_grad_(False)
 
 
-ARCHITECTURES = {"mlp": mlp, "cnn4": cnn4, "resnet18": resnet18}
+ARCHITECTURES = {"mlp": mlp, "cnn": cnn, "resnet18": resnet18}
 
 
 def init_weight(weight: Tensor, generator: torch.Generator) -> Tensor:

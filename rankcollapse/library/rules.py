@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rankcollapse.library.feedback import FEEDBACK_LAYERS, Conv2d, feedback_layers
-from rankcollapse.library.models import NORMS
+from rankcollapse.library.norms import NORMS
 
 Init = Callable[[Tensor, torch.Generator], object]
 
@@ -174,7 +174,7 @@ def _refuse_bypass(name: str, layer: nn.Module) -> None:
 # ---- what can be converted ----
 
 # A table that no error passes through, or an elementwise scale that it passes exactly.
-_EXACT = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm)
+_EXACT = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
 # These send the error back through their own weights, and no rule reaches those. Subclasses of the first two may use
 # their weights in any way.
 _UNREACHED = (

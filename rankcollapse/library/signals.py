@@ -1,7 +1,7 @@
 """What is measured on one batch: spectra of errors, activations and updates, alignment angles, and norms.
 
 A measurement leaves training as it was, to the bit: it draws from no generator of the run, writes no gradient, and puts
-the running statistics of batch norm back.
+the running statistics of norm layers back.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rankcollapse.library import models, rules
+from rankcollapse.library import models, norms, rules
 from rankcollapse.library.feedback import feedback_layers
 from rankcollapse.library.ranks import Spectrum
 from rankcollapse.library.spectra import singular_values
@@ -144,7 +144,7 @@ def _products(a: Tensor, b: Tensor) -> Tensor:
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Passes in here run in train mode and reach frozen weights; mode, freeze and running statistics are put back."""
     with ExitStack() as after:
-        for statistics in (b for m in model.modules() if isinstance(m, models.NORMS) for b in m.buffers()):
+        for statistics in (b for m in model.modules() if isinstance(m, norms.NORMS) for b in m.buffers()):
             after.callback(statistics.copy_, statistics.clone())
         for weight in models.matrices(model).values():
             after.callback(weight.requires_grad_, weight.requires_grad)
