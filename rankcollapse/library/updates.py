@@ -85,7 +85,10 @@ def polar(update: Tensor, rank: int | None = None) -> Tensor:
 
 
 def frobenius(update: Tensor) -> Tensor:
-    """The update [m, n] itself, scaled to the Frobenius norm of a polar factor of full rank, √min(m, n)."""
+    """The update [m, n] itself, scaled to the Frobenius norm of a polar factor of full rank, √min(m, n).
+
+    Where directions are empty `polar` is smaller: of a classifier one is, as the errors of its classes sum to zero.
+    """
     matrix, _ = spectra.scaled(update)
     unit = matrix / matrix.norm().clamp(min=torch.finfo(matrix.dtype).tiny)
     return (min(matrix.shape) ** 0.5 * unit).to(update.dtype)
@@ -346,7 +349,7 @@ def split(model: nn.Module, head: bool = False) -> Split:
     takes = {m for m in (layers if head else layers[:-1]) if getattr(m, "groups", 1) == 1}
     suits: dict[nn.Parameter, bool] = {}
     for module in model.modules():
-        for name, p in module.named_parameters(recurse=False, remove_duplicate=False):
+        for name, p in module.named_parameters(recurse=False):
             suits[p] = suits.get(p, True) and module in takes and name == "weight"
     learning = [p for p in model.parameters() if p.requires_grad]
     return Split([p for p in learning if suits[p]], [p for p in learning if not suits[p]])
