@@ -23,7 +23,7 @@ _NAMES = {
     "library.ranks": ["MEASURES", "measures"],
     "library.rules": ["RULES", "convert", "exact_feedback"],
     "library.spectra": ["singular_values"],
-    "library.updates": ["MomentumSGD", "Muon"],
+    "library.updates": ["MomentumSGD", "Muon", "split"],
     "experiment.config": ["RunConfig"],
     "experiment.data": ["load"],
     "experiment.datasets": ["SETS"],

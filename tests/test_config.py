@@ -18,7 +18,7 @@ import pytest
 
 import rankcollapse
 from rankcollapse.experiment import datasets, files, grid, identity, plan
-from rankcollapse.experiment.config import RunConfig, Settings, checked, read, run_config
+from rankcollapse.experiment.config import UPDATES, RunConfig, Settings, checked, read, run_config
 from rankcollapse.library import models, norms, processor, rules
 
 ROOT = Path(__file__).parent.parent
@@ -31,10 +31,10 @@ DEFAULTS = {
     "dataset": "digits", "train_images": None, "validation_images": 200, "tuning_images": 0, "tuning": False,
     "flip": False, "crop": 0, "architecture": "cnn", "width": 32, "depth": None, "stem": "cifar",
     "normalization": "none", "rule": "bp", "learning_blocks": None, "optimizer": "sgd", "lr": 0.03, "momentum": 0.9,
-    "weight_decay": 0.0, "update": "full", "rank": None, "norm": None, "ns_steps": 5, "shape_factor": "original",
-    "auxiliary_lr": 0.001, "epochs": 12, "warmup": 0, "batch_size": 64, "precision": "float32", "channels_last": True,
-    "compile": False, "gradient_every": 6, "gradient_stride": 25, "gradient_window": 100, "signals_every": 1,
-    "probe_images": 64, "seed": 0,
+    "weight_decay": 0.0, "update": "full", "rank": None, "norm": None, "ns_steps": 5, "ns_precision": "bfloat16",
+    "shape_factor": "original", "auxiliary_lr": 0.001, "epochs": 12, "warmup": 0, "batch_size": 64,
+    "precision": "float32", "channels_last": True, "compile": False, "gradient_every": 6, "gradient_stride": 25,
+    "gradient_window": 100, "signals_every": 1, "probe_images": 64, "seed": 0,
 }
 # fmt: on
 # Of knobs of every kind other values that are allowed, and values that are not; the bounds of all are in the schema.
@@ -49,7 +49,9 @@ KNOBS = {
     "lr": ([1, 1e-9, 10.0], [0, -1, 0.0, "1e-3", NAN, INF]),
     "momentum": ([0, 0.999], [1, 1.0, -0.1, NAN]),
     "weight_decay": ([0.1, 3], [-0.1, INF, NAN]),
+    "optimizer": (["sgd", "muon"], ["adamw", "SGD"]),
     "norm": (["frobenius", "spectral"], ["nuclear"]),
+    "ns_precision": (["float32"], ["float64", "auto"]),
     "precision": (["bfloat16", "auto"], ["float16", 32]),
     "channels_last": ([False], [0, "true"]),
     "batch_size": ([2, 4096], [1, 0]),
@@ -110,6 +112,8 @@ def test_every_name_that_a_knob_allows_is_one_the_library_knows():
     assert set(get_args(FIELDS["architecture"].annotation)) == set(models.ARCHITECTURES)
     assert set(get_args(FIELDS["normalization"].annotation)) == {"none", *norms.NORMALIZATIONS}
     assert {"digits", "cifar10", "cifar100"} <= set(datasets.SETS)
+    assert set(get_args(FIELDS["optimizer"].annotation)) == set(UPDATES)
+    assert set(get_args(FIELDS["update"].annotation)) == {name for some in UPDATES.values() for name in some}
 
 
 # ---- one run ----
@@ -138,7 +142,10 @@ def test_every_name_that_a_knob_allows_is_one_the_library_knows():
         ({"precision": "auto"}, ["precision is 'auto'", "'float32' or 'bfloat16'"]),
         ({"warmup": 12}, ["warmup is 12", "epochs is 12", "must be less"]),
         ({"update": "top_r"}, ["rank is missing"]),
-        ({"update": "top_r", "rank": 2, "optimizer": "muon"}, ["update 'top_r'", "optimizer must be 'sgd'"]),
+        ({"update": "top_r", "optimizer": "muon"}, ["rank is missing"]),
+        ({"update": "full_rank", "optimizer": "muon"}, ["update is 'full_rank'", "'muon'", "'polar', 'top_r'"]),
+        ({"update": "polar"}, ["update is 'polar'", "optimizer 'sgd'", "'full', 'top_r', 'full_rank'"]),
+        ({"update": "top_r", "rank": 2, "optimizer": "adam"}, ["update is 'top_r'", "'adam' it must be one of 'full'"]),
         (None, ["run config"]),
     ],
     ids=str,

@@ -1,6 +1,8 @@
 """The updates against torch's own optimisers, numpy and scipy, and what each optimiser of a run takes."""
 
 import copy
+import doctest
+import io
 import math
 from functools import partial
 
@@ -8,16 +10,31 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import rankcollapse
 from rankcollapse.errors import InputError
 from rankcollapse.experiment import network, training
-from rankcollapse.library import models, ranks, rules, signals, spectra, trajectory
-from rankcollapse.library.updates import MomentumSGD, Muon, full_rank, orthogonalise, top_r, unflatten
+from rankcollapse.experiment.config import UPDATES
+from rankcollapse.library import models, ranks, rules, signals, spectra, trajectory, updates
+from rankcollapse.library.updates import AdamW, MomentumSGD, Muon, full_rank, orthogonalise, split, top_r, unflatten
 
-INTERVENTIONS = [lambda m: top_r(m, 2), lambda m: full_rank(m, "frobenius"), lambda m: full_rank(m, "spectral")]
+DIALS = {
+    "polar": updates.polar,
+    "polar, r": partial(updates.polar, rank=1),
+    "frobenius": updates.frobenius,
+    "spectral": updates.spectral,
+    "sign": updates.sign,
+}
+INTERVENTIONS = {
+    "top_r": lambda m: top_r(m, 2),
+    "full_rank, frobenius": lambda m: full_rank(m, "frobenius"),
+    "full_rank, spectral": lambda m: full_rank(m, "spectral"),
+    **DIALS,
+}
 A, B, C = 3.4445, -4.7750, 2.0315
 zeropower = torch.optim._muon._zeropower_via_newtonschulz  # torch's own, before a test puts ours in its place
 SHAPES = [(12, 5), (4, 9), (8, 3, 3, 3), (4, 6, 1, 1), (6, 1, 3, 3), (2, 5, 2, 3), (7,), (4, 3, 5), (3, 4, 2, 3, 2)]
@@ -26,9 +43,11 @@ STEPS = {
     "sgd": partial(MomentumSGD, lr=0.1, weight_decay=0.5, momentum=0.9),
     "sgd without momentum": partial(MomentumSGD, lr=0.1),
     "top_r": partial(MomentumSGD, lr=0.1, momentum=0.9, weight_decay=0.5, intervention=lambda m: top_r(m, 1)),
-    "full_rank": partial(MomentumSGD, lr=0.1, momentum=0.9, intervention=INTERVENTIONS[2]),
+    "full_rank": partial(MomentumSGD, lr=0.1, momentum=0.9, intervention=INTERVENTIONS["full_rank, spectral"]),
     "muon": partial(Muon, **{**MUON, "weight_decay": 0.5}),
     "muon, match_rms_adamw": partial(Muon, **{**MUON, "shape_factor": "match_rms_adamw", "ns_steps": 2}),
+    "muon, float32": partial(Muon, **{**MUON, "ns_precision": torch.float32}),
+    **{f"muon, {name}": partial(Muon, lr=0.1, weight_decay=0.5, intervention=f) for name, f in DIALS.items()},
 }
 
 
@@ -136,6 +155,24 @@ def test_empty_directions_fill_by_the_rounding_of_the_matrix_alone():
     rounded = (large / large.norm()).bfloat16()
     assert rank(orthogonalise(large, 5)) == pytest.approx(rank(newton_schulz(rounded, 5)), rel=0.1)
     assert 55 < rank(orthogonalise(large, 5)) < rank(zeropower(large, (A, B, C), 5, 1e-7)) - 10
+    assert rank(orthogonalise(large, 5, torch.float32)) == pytest.approx(4.94, abs=0.06)
+    assert rank(newton_schulz(large, 10)) == pytest.approx(5.9, abs=0.1)
+    assert rank(orthogonalise(large, 10, torch.float32)) == pytest.approx(7.7, abs=0.5)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5, 10])
+@pytest.mark.parametrize("kind", ["normal", "flat", "slow", "fast"])
+@pytest.mark.parametrize("shape", [(8, 20), (96, 96), (128, 1152), (720, 80)], ids=str)
+def test_newton_schulz_in_float32_is_exact_to_a_thousandth_and_in_bfloat16_is_not(shape, kind, steps, device):
+    """In X five steps make 3e-5 of float32's 6e-8, and in the Gram matrix about ten times as much."""
+    matrix = with_spectrum(shape, kind)
+    expected, one = newton_schulz(matrix, steps), orthogonalise(matrix.to(device), steps, torch.float32).cpu()
+    for found in (one, *orthogonalise(torch.stack([matrix, 1e-30 * matrix]).to(device), steps, torch.float32).cpu()):
+        assert found.dtype == torch.float32
+        assert distance(found, expected) < 1e-3
+        assert float((found - expected).abs().max()) < 1e-3
+    if min(shape) > updates.SMALL:
+        assert distance(orthogonalise(matrix.to(device), steps).cpu(), expected) > 1e-3
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 6, 10])
@@ -302,7 +339,7 @@ def test_a_weight_frozen_midway_stays_and_its_signals_and_gradients_are_zeros(ma
     gradients = torch.from_file(str(tmp_path / "rows"), size=80).view(4, 20)  # of both weights in each of two steps
     for found in (gradients, [spectrum.values for spectrum in probe.spectra]):
         assert [bool(each.any()) for each in found] == [True, True, False, True]
-    for asked in (optimizer, make(net.parameters())):
+    for asked in (optimizer, make(net.parameters()), AdamW(net.parameters(), lr=0.1)):
         with pytest.raises(InputError) as caught:
             asked.direction(net[0].weight)
         one_sentence(caught.value, "[4, 5]", "must have been in a step", "gradient of that step")
@@ -317,10 +354,14 @@ def test_sparse_gradients_complex_parameters_and_unknown_names_are_refused(make,
         one_sentence(caught.value, "[5, 3]", word)
         assert torch.equal(first, torch.ones(2, 2)), "nothing moves before"
     bad = {**MUON, "shape_factor": "orignal"}
-    for work in (lambda: Muon(weights(), **bad), lambda: full_rank(torch.eye(2), "orignal")):
+    for work, word in (
+        (lambda: Muon(weights(), **bad), "shape_factor is 'orignal'"),
+        (lambda: Muon(weights(), lr=0.1, ns_precision=torch.float16), "ns_precision is torch.float16"),
+        (lambda: full_rank(torch.eye(2), "orignal"), "norm is 'orignal'"),
+    ):
         with pytest.raises(InputError) as caught:
             work()
-        one_sentence(caught.value, "'orignal'", "must be")
+        one_sentence(caught.value, word, "must be")
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 99), st.data())
@@ -331,6 +372,137 @@ def test_interventions_are_the_truncated_svd_of_numpy_and_the_polar_factor_of_sc
     unitary, _ = scipy.linalg.polar(update, side="right" if m >= n else "left")
     for norm, scale in (("frobenius", np.linalg.norm(s) / len(s) ** 0.5), ("spectral", s[0])):
         np.testing.assert_allclose(full_rank(update, norm), scale * unitary, atol=1e-9)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.data())
+def test_polar_is_numpys_and_top_r_of_it_has_its_norm_in_r_directions(m, n, data):
+    """Of matrices of any rank k, in both types: U_k V_kᵀ, and U_r V_rᵀ √(k / r); more than k there are not to keep."""
+    k, r = data.draw(st.integers(0, min(m, n))), data.draw(st.integers(1, min(m, n)))
+    dtype, scale = (
+        data.draw(st.sampled_from([torch.float32, torch.float64])),
+        data.draw(st.sampled_from([1e-20, 1, 1e9])),
+    )
+    left, right = (np.linalg.qr(np.random.default_rng(size).normal(size=(size, size)))[0] for size in (m, n))
+    update = torch.from_numpy((left[:, :k] * np.linspace(2, 1, k)) @ right[:k] * scale).to(dtype)
+    u, _, v = np.linalg.svd(update.double().numpy(), full_matrices=False)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    found = updates.polar(update)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, u[:, :k] @ v[:k], atol=tolerance)
+    found, kept = updates.polar(update, r), min(r, k)
+    expected = (u[:, :kept] @ v[:kept]) * (k / max(kept, 1)) ** 0.5
+    np.testing.assert_allclose(found, expected, atol=tolerance)
+    assert np.linalg.matrix_rank(found.numpy(), tol=1e-3) == kept
+    assert np.linalg.norm(found) == pytest.approx(k**0.5, rel=1e-5)
+
+
+def test_the_scaled_updates_worked_by_hand():
+    """3 and 4 make 5; of a polar factor of 2 x 2 the Frobenius norm is √2, of one row 1."""
+    root = 2**0.5
+    cases = {
+        updates.frobenius: ([[0.0, -0.6 * root], [0.8 * root, 0.0]], [[-0.6, 0.0, 0.8, 0.0]]),
+        updates.spectral: ([[0.0, -0.75], [1.0, 0.0]], [[-0.6, 0.0, 0.8, 0.0]]),
+        updates.sign: ([[0.0, -1.0], [1.0, 0.0]], [[-1 / root, 0.0, 1 / root, 0.0]]),
+    }
+    for scaled, expected in cases.items():
+        for update, values in zip(([[0.0, -3.0], [4.0, 0.0]], [[-3.0, 0.0, 4.0, 0.0]]), expected, strict=True):
+            for scale in (1.0, 1e-30, 1e30):
+                found = scaled(scale * torch.tensor(update))
+                torch.testing.assert_close(found, torch.tensor(values), rtol=1e-6, atol=0)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 99), st.sampled_from([torch.float32, torch.float64]))
+def test_scaled_updates_keep_directions_and_have_a_polar_factors_size(m, n, seed, dtype):
+    """The rank of the momentum and the size of its polar factor; of the signs the entries are all of one size."""
+    update = torch.randn(m, n, generator=gen(seed), dtype=dtype)
+    size = np.linalg.norm(updates.polar(update))
+    assert size == pytest.approx(min(m, n) ** 0.5, rel=1e-5)
+    found = {name: DIALS[name](update) for name in ("frobenius", "spectral", "sign")}
+    for name in ("frobenius", "sign"):
+        assert np.linalg.norm(found[name]) == pytest.approx(size, rel=1e-5)
+    assert np.linalg.norm(found["spectral"], 2) == pytest.approx(1, rel=1e-5)
+    for name in ("frobenius", "spectral"):
+        ratio = (found[name] / update).numpy()
+        np.testing.assert_allclose(ratio, ratio.flat[0], rtol=1e-5)
+        assert ratio.flat[0] > 0
+    np.testing.assert_array_equal(found["sign"].sign(), update.sign())
+    np.testing.assert_allclose(found["sign"].abs(), (min(m, n) / (m * n)) ** 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape_factor", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize("dial", DIALS)
+def test_muon_subtracts_its_shape_factor_times_what_a_dial_makes_of_the_nesterov_momentum(dial, shape_factor, layout):
+    """Written out on matrices [out, rest] in float64, and so to 1e-9: weights of that type are nowhere rounded."""
+    params = weights(layout, dtype=torch.float64)
+    optimizer = Muon(
+        params, lr=0.1, momentum=0.8, weight_decay=0.5, shape_factor=shape_factor, intervention=DIALS[dial]
+    )
+    expected = [p.detach().reshape(len(p), -1).clone() for p in params]
+    momenta = [torch.zeros_like(w) for w in expected]
+    for step in range(3):
+        run(optimizer, params, 1, step)
+        for p, w, m in zip(params, expected, momenta, strict=True):
+            gradient, (rows, columns) = p.grad.reshape(w.shape), w.shape
+            m.copy_(0.8 * m + 0.2 * gradient)
+            made = DIALS[dial](0.8 * m + 0.2 * gradient)
+            factor = max(1, rows / columns) ** 0.5 if shape_factor == "original" else 0.2 * max(rows, columns) ** 0.5
+            w.copy_((1 - 0.1 * 0.5) * w - 0.1 * factor * made)
+    for p, w in zip(params, expected, strict=True):
+        np.testing.assert_allclose(p.detach().reshape(w.shape), w, rtol=0, atol=1e-9)
+
+
+def test_adamw_gives_the_bits_of_torchs_and_tells_its_direction(layout, device):
+    """With decay of one group alone; the direction is what it subtracted per unit of rate, decay aside."""
+    ours, theirs = (weights(layout, device) for _ in range(2))
+    groups = [[{"params": some[:4]}, {"params": some[4:], "weight_decay": 0.0}] for some in (ours, theirs)]
+    optimizer = AdamW(groups[0], lr=0.1, momentum=0.8, weight_decay=0.5)
+    reference = torch.optim.AdamW(groups[1], lr=0.1, betas=(0.8, 0.999), weight_decay=0.5)
+    for step, rate in enumerate((0.1, 0.3, 0.02)):
+        before = [p.detach().double() for p in ours]
+        for group in (*optimizer.param_groups, *reference.param_groups):
+            group["lr"] = rate
+        for each, params in ((optimizer, ours), (reference, theirs)):
+            run(each, params, 1, step)
+        for i, (p, q, w) in enumerate(zip(ours, theirs, before, strict=True)):
+            assert torch.equal(p, q)
+            found = optimizer.direction(p)
+            assert found.shape == (len(p), p[0].numel())
+            expected = (w * (1 - rate * (0.5 if i < 4 else 0.0)) - p.detach().double()) / rate
+            torch.testing.assert_close(unflatten(found, p).double(), expected, rtol=1e-4, atol=3e-5)
+
+
+@pytest.mark.parametrize("kind", [*STEPS, "adamw"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_a_run_goes_on_from_a_state_that_was_written_to_the_same_bits(kind, dtype, layout, device):
+    """With groups of their own rate, momentum and decay, which are in the state too."""
+
+    def optimizer(params, rate):
+        make = STEPS.get(kind, partial(AdamW, lr=0.1))
+        own = {"betas": (rate, 0.99)} if kind == "adamw" else {"momentum": rate}
+        return make([{"params": params[:3]}, {"params": params[3:], "lr": rate, "weight_decay": rate, **own}])
+
+    whole = weights(layout, device, dtype)
+    first = optimizer(whole, 0.3)
+    run(first, whole, 2)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    again = [nn.Parameter(layout(p.detach())) for p in whole]
+    second = optimizer(again, 0.9)
+    second.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    for each, params in ((first, whole), (second, again)):
+        run(each, params, 2, start=2)
+    assert all(torch.equal(p, q) for p, q in zip(whole, again, strict=True))
+    assert all(torch.equal(first.direction(p), second.direction(q)) for p, q in zip(whole, again, strict=True))
+    assert all(p.isfinite().all() for p in whole)
+
+
+def test_the_defaults_of_muon_are_those_of_its_author_and_the_examples_of_its_docstrings_run():
+    ours, theirs = (weights() for _ in range(2))
+    run(Muon(ours, lr=0.1), ours)
+    run(Muon(theirs, 0.1, 0.95, 0.0, 5, "original", torch.bfloat16, None), theirs)
+    assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
+    examples = doctest.testmod(updates)
+    assert (examples.failed, examples.attempted > 5) == (0, True)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
@@ -349,7 +521,7 @@ def test_full_rank_lifts_what_is_there_and_not_the_rounding_at_any_scale(scale):
     assert s[9] < 1e-5 * s[0]
 
 
-@pytest.mark.parametrize("intervention", INTERVENTIONS, ids=["top_r", "frobenius", "spectral"])
+@pytest.mark.parametrize("intervention", INTERVENTIONS.values(), ids=INTERVENTIONS)
 def test_an_update_that_is_not_finite_becomes_nan_all_through_and_zeros_stay(intervention):
     for shape in ((3, 5), (5, 3), (1, 1), (0, 3)):
         assert torch.equal(intervention(torch.zeros(shape)), torch.zeros(shape))
@@ -363,7 +535,8 @@ def test_an_svd_is_taken_where_eigh_does_not_converge_and_without_it_a_run_diver
         raise torch.linalg.LinAlgError("the algorithm failed to converge")
 
     matrix = torch.randn(4, 6, generator=gen())
-    works = [spectra.singular_values, *(lambda m, f=f: f(m).numpy() for f in INTERVENTIONS)]
+    spectral = [f for name, f in INTERVENTIONS.items() if name not in ("frobenius", "sign")]
+    works = [spectra.singular_values, *(lambda m, f=f: f(m).numpy() for f in spectral)]
     expected = [work(matrix) for work in works]
     for name in ("eigh", "eigvalsh", "svd"):
         monkeypatch.setattr(torch.linalg, name, fails)
@@ -371,6 +544,108 @@ def test_an_svd_is_taken_where_eigh_does_not_converge_and_without_it_a_run_diver
             np.testing.assert_allclose(work(matrix), value if name != "svd" else np.full_like(value, np.nan), atol=1e-6)
     state = new_state(tiny(update="top_r", rank=2, epochs=3))
     assert (training.fit(state), len(state.epochs)) == ("diverged", 1)
+
+
+# ---- what goes to Muon ----
+
+
+def named(net, params):
+    by_id = {id(p): name for name, p in net.named_parameters()}
+    return [by_id[id(p)] for p in params]
+
+
+def assert_is_a_split(net, found):
+    """Each parameter that learns, exactly once, in the order of the model."""
+    learning = [name for name, p in net.named_parameters() if p.requires_grad]
+    parts = [named(net, part) for part in found]
+    assert sorted([*parts[0], *parts[1]]) == sorted(learning)
+    assert all(part == [name for name in learning if name in part] for part in parts)
+
+
+def test_of_a_resnet_all_convolutions_go_to_muon_and_of_a_mobilenet_those_that_mix_channels():
+    for make, count, apart in ((torchvision.models.resnet18, 20, 0), (torchvision.models.mobilenet_v2, 35, 17)):
+        with torch.device("meta"):
+            net = make()
+        convolutions = {name: m for name, m in net.named_modules() if isinstance(m, nn.Conv2d)}
+        mixing = [f"{name}.weight" for name, m in convolutions.items() if m.groups == 1]
+        assert (len(mixing), len(convolutions) - len(mixing)) == (count, apart)
+        head = next(name for name, m in net.named_modules() if isinstance(m, nn.Linear))
+        for with_head, expected in ((False, mixing), (True, [*mixing, f"{head}.weight"])):
+            found = split(net, head=with_head)
+            assert_is_a_split(net, found)
+            assert named(net, found.muon) == expected
+
+
+class Tied(nn.Module):
+    """A small language model: the embedding is the head's matrix as well, and two blocks share an inner layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.positions = nn.Embedding(11, 6), nn.Parameter(torch.zeros(5, 6))
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.up, self.down, self.norm = nn.Linear(6, 8), nn.Linear(8, 6), nn.LayerNorm(6)
+        self.again = nn.Linear(8, 6, bias=False)
+        self.again.weight = self.down.weight
+        self.head = nn.Linear(6, 11, bias=False)
+        self.head.weight = self.embedding.weight
+
+
+def test_tied_weights_go_where_the_stricter_of_their_layers_does():
+    """With the head too: an embedding is none. in_proj_weight is three matrices in one, and no Linear layer's."""
+    net = Tied()
+    for head in (False, True):
+        found = split(net, head=head)
+        assert_is_a_split(net, found)
+        assert named(net, found.muon) == ["attention.out_proj.weight", "up.weight", "down.weight"]
+    net.again.weight = nn.Parameter(torch.zeros(6, 8))
+    net.head.weight = net.down.weight  # a hidden weight that is the head's as well
+    assert named(net, split(net).muon) == ["attention.out_proj.weight", "up.weight", "again.weight"]
+    assert "down.weight" in named(net, split(net, head=True).muon)
+
+
+@pytest.mark.parametrize("rule", ["bp", "fa", "kp"])
+def test_converted_layers_go_where_plain_ones_do_and_what_is_frozen_nowhere(rule):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 1))
+    net.extend([nn.Conv2d(8, 8, 3, groups=2), nn.Flatten(), nn.LazyLinear(9), nn.Linear(9, 3)])
+    net(torch.zeros(2, 1, 8, 8))
+    rules.convert(net, rule, gen())
+    found = split(net)
+    assert_is_a_split(net, found)
+    assert named(net, found.muon) == ["0.weight", "3.weight", "6.weight"]
+    net[0].requires_grad_(False)
+    assert_is_a_split(net, split(net))
+    assert named(net, split(net, head=True).muon) == ["3.weight", "6.weight", "7.weight"]
+    assert split(nn.ReLU()) == ([], [])
+    assert rankcollapse.split is split
+
+
+@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
+def test_of_the_networks_of_the_grid_the_forward_weights_are_what_muon_takes(tiny, architecture):
+    net = network.skeleton(tiny(architecture=architecture, normalization="batch", width=4))
+    found = split(net, head=True)
+    assert_is_a_split(net, found)
+    assert named(net, found.muon) == [f"{name}.weight" for name in models.matrices(net)]
+
+
+def test_a_split_trains_a_model_of_ones_own(global_random_state):
+    net = nn.Sequential(nn.Linear(5, 16), nn.LayerNorm(16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3))
+    models.initialize(net, gen())
+    inputs, before = torch.randn(64, 5, generator=gen(1)), global_random_state()
+    labels, losses = inputs[:, :3].argmax(1), []
+    muon, other = split(net)
+    optimizers = [Muon(muon, lr=0.02), torch.optim.AdamW(other, lr=0.01)]
+    for _ in range(40):
+        losses.append(nn.functional.cross_entropy(net(inputs), labels))
+        for each in optimizers:
+            each.zero_grad()
+        losses[-1].backward()
+        for each in optimizers:
+            each.step()
+    assert losses[-1] < 0.3 * losses[0]
+    assert global_random_state() == before
+
+
+# ---- the optimisers of a run ----
 
 
 def make_run(tiny, **options):
@@ -396,9 +671,15 @@ def test_the_optimisers_of_a_run_take_what_they_should_with_its_knobs(tiny):
     assert (type(muon), muon.ns_steps, muon.shape_factor) == (Muon, 3, "match_rms_adamw")
     knobs = [(names(net, g["params"]), g["lr"], g["weight_decay"]) for o in (muon, adamw) for g in o.param_groups]
     assert [*knobs, type(adamw)] == [(matrices, 0.02, 0.1), (rest, 0.007, 0.0), torch.optim.AdamW]
+    precision = lambda **knob: make_run(tiny, optimizer="muon", **knob)[1][0].ns_precision  # noqa: E731
+    assert (precision(), precision(ns_precision="float32")) == (torch.bfloat16, torch.float32)
+    net, (adam,) = make_run(tiny, optimizer="adam", lr=0.02, weight_decay=0.1, momentum=0.8)
+    knobs = [(names(net, g["params"]), g["lr"], g["weight_decay"], g["betas"]) for g in adam.param_groups]
+    assert knobs == [(matrices, 0.02, 0.1, (0.8, 0.999)), (rest, 0.02, 0.0, (0.8, 0.999))]
+    assert type(adam) is AdamW
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+@pytest.mark.parametrize("optimizer", UPDATES)
 @pytest.mark.parametrize("rule", rules.RULES)
 def test_one_step_of_a_run_moves_every_parameter_that_learns_and_no_other(tiny, rule, optimizer):
     """Frozen parameters are with no optimiser; a weight's direction can be asked for in every rule."""
@@ -422,7 +703,45 @@ def test_interventions_of_a_run_are_those_of_its_config_and_a_rank_beyond_a_matr
     assert torch.equal(made(update="top_r", rank=3)(update), top_r(update, 3))
     for norm in ("frobenius", "spectral"):
         assert torch.equal(made(update="full_rank", norm=norm)(update), full_rank(update, norm))
-    make_run(tiny, update="top_r", rank=4)  # conv1 is 4 x 9
-    with pytest.raises(InputError) as caught:
-        make_run(tiny, update="top_r", rank=5)
-    one_sentence(caught.value, "rank is 5", "4 x 9", "'conv1'")
+    made = partial(made, optimizer="muon")
+    assert made(update="full") is None
+    assert torch.equal(made(update="top_r", rank=3)(update), updates.polar(update, 3))
+    for name in ("polar", "frobenius", "spectral", "sign"):
+        assert torch.equal(made(update=name)(update), getattr(updates, name)(update))
+    for optimizer in ("sgd", "muon"):
+        make_run(tiny, update="top_r", rank=4, optimizer=optimizer)  # conv1 is 4 x 9
+        with pytest.raises(InputError) as caught:
+            make_run(tiny, update="top_r", rank=5, optimizer=optimizer)
+        one_sentence(caught.value, "rank is 5", "4 x 9", "'conv1'")
+
+
+RUNS = {f"{optimizer}, {name}": (optimizer, name, {}) for optimizer, some in UPDATES.items() for name in some}
+RUNS |= {f"muon, {n} steps": ("muon", "full", {"ns_steps": n, "ns_precision": "float32"}) for n in (1, 3, 10)}
+
+
+@pytest.mark.parametrize("rule", ["bp", "fa"])
+@pytest.mark.parametrize("case", RUNS)
+def test_every_update_trains_the_digits_and_goes_on_to_the_same_bits(tiny, new_state, case, rule, device):
+    """The loss falls by a quarter in four epochs of 19 steps; a second run takes over midway in the fourth."""
+    optimizer, update, options = RUNS[case]
+    options = {**options, "train_images": None, "signals_every": 1}
+    options |= {"rank": 2} if update == "top_r" else {"norm": "frobenius"} if update == "full_rank" else {}
+    rate = {"sgd": 0.1, "muon": 0.05, "adam": 0.01}[optimizer]
+    config = tiny(optimizer=optimizer, update=update, lr=rate, rule=rule, epochs=4, **options)
+    state, kept = new_state(config, device), []
+
+    def report(step, note):
+        if step == 65 and not note:
+            kept.append(copy.deepcopy(state.state_dict()))
+
+    assert training.fit(state, report) == "finished"
+    assert state.epochs[-1]["train_loss"] < 0.75 * state.epochs[0]["train_loss"]
+    again = new_state(config, device)
+    again.load_state_dict(kept[0])
+    training.fit(again)
+    assert again.epochs == state.epochs
+    found, expected = (s.model.state_dict() for s in (again, state))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    ranks_of = lambda s: [each.values for each in s.signals.spectra if each.quantity == "update"]  # noqa: E731
+    assert len(ranks_of(again)) == 4 * 3
+    np.testing.assert_equal(ranks_of(again), ranks_of(state))

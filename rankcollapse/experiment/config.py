@@ -15,6 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rankcollapse.errors import InputError
 from rankcollapse.experiment import datasets
 
+UPDATES = {  # by optimizer
+    "sgd": ("full", "top_r", "full_rank"),
+    "muon": ("full", "polar", "top_r", "frobenius", "spectral", "sign"),
+    "adam": ("full",),
+}
 Dataset = Literal[tuple(datasets.SETS)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1, description="seed of weights, feedback, subset, order, augmentation")]
 
@@ -64,16 +69,23 @@ class Settings(Strict):
     learning_blocks: int | None = Field(
         None, ge=1, description="blocks before the classifier that learn, the others as initialised; null: all"
     )
-    optimizer: Literal["sgd", "muon"] = Field("sgd", description="update: momentum SGD or Muon")
+    optimizer: Literal["sgd", "muon", "adam"] = Field("sgd", description="update: momentum SGD, Muon or AdamW")
     lr: float = Field(0.03, gt=0, description="peak learning rate, decayed to 0 along a cosine")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum; of AdamW β₁")
     weight_decay: float = Field(0.0, ge=0, description="decoupled decay of forward weights, per step and unit of lr")
-    update: Literal["full", "top_r", "full_rank"] = Field(
-        "full", description="intervention on the update: none, its top singular directions, or its polar factor"
+    update: Literal["full", "top_r", "full_rank", "polar", "frobenius", "spectral", "sign"] = Field(
+        "full",
+        description="intervention on the update: none; of sgd its top singular directions, or its polar factor in its "
+        "own norm; of muon, in place of Newton-Schulz, the exact polar factor, its top directions at the same "
+        "Frobenius norm, the momentum or its signs at that of a polar factor of full rank, or the momentum at its "
+        "spectral norm",
     )
     rank: int | None = Field(None, ge=1, description="singular directions that top_r keeps")
     norm: Literal["frobenius", "spectral"] | None = Field(None, description="norm of the update that full_rank keeps")
     ns_steps: int = Field(5, ge=1, le=99, description="Newton-Schulz steps of Muon")
+    ns_precision: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="type that Newton-Schulz steps of matrices of more than 64 rows are in"
+    )
     shape_factor: Literal["original", "match_rms_adamw"] = Field(
         "original", description="Muon's factor on lr, from the flattened matrix: √max(1, out/in), or 0.2 √max(out, in)"
     )
@@ -123,12 +135,13 @@ class RunConfig(Settings):
             raise ValueError("depth is 1, but a cnn has 2 convolutions or more; it must be 2 to 12, or null")
         if self.learning_blocks and self.rule.startswith("frozen"):
             raise ValueError(f"learning_blocks is {self.learning_blocks}, but under rule {self.rule!r} no block learns")
+        if self.update not in UPDATES[self.optimizer]:
+            words = ", ".join(map(repr, UPDATES[self.optimizer]))
+            raise ValueError(f"update is {self.update!r}; under optimizer {self.optimizer!r} it must be one of {words}")
         if self.update == "top_r" and self.rank is None:
             raise ValueError("rank is missing: update 'top_r' needs the number of singular directions to keep")
         if self.update == "full_rank" and self.norm is None:
             raise ValueError("norm is missing: update 'full_rank' needs 'frobenius' or 'spectral', the norm to keep")
-        if self.update != "full" and self.optimizer != "sgd":
-            raise ValueError(f"update {self.update!r} changes momentum SGD; optimizer must be 'sgd', not 'muon'")
         return self
 
 

@@ -1,6 +1,7 @@
 """From a RunConfig to its network, with feedback weights, and to the optimisers that train it."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -29,32 +30,37 @@ def make_model(config: RunConfig, device: torch.device | str = "cpu") -> nn.Modu
 def optimizers(model: nn.Module, config: RunConfig) -> list[torch.optim.Optimizer]:
     """The optimisers of a run, for what its rule lets learn: the first takes the forward weights, the classifier's too.
 
-    Under SGD it takes all parameters; decay and interventions touch the forward weights alone. Under Muon a second,
-    AdamW, takes biases and norm parameters.
+    Under SGD and Adam it takes all parameters; decay and interventions touch the forward weights alone. Under Muon a
+    second, AdamW, takes biases and norm parameters.
     """
     weights = [w for w in models.matrices(model).values() if w.requires_grad]
     rest = [p for p in model.parameters() if p.requires_grad and all(p is not w for w in weights)]
+    rates, change = (config.lr, config.momentum, config.weight_decay), intervention(model, config)
     if config.optimizer == "muon":
-        knobs = {"ns_steps": config.ns_steps, "shape_factor": config.shape_factor}
-        muon = updates.Muon(weights, config.lr, config.momentum, config.weight_decay, **knobs)
+        newton_schulz = {"ns_steps": config.ns_steps, "ns_precision": getattr(torch, config.ns_precision)}
+        muon = updates.Muon(weights, *rates, shape_factor=config.shape_factor, intervention=change, **newton_schulz)
         return [muon, torch.optim.AdamW(rest, lr=config.auxiliary_lr, weight_decay=0.0)]
     groups = [{"params": weights}, {"params": rest, "weight_decay": 0.0}]
-    change = intervention(model, config)
-    return [updates.MomentumSGD(groups, config.lr, config.momentum, config.weight_decay, change)]
+    if config.optimizer == "adam":
+        return [updates.AdamW(groups, *rates)]
+    return [updates.MomentumSGD(groups, *rates, change)]
 
 
 def intervention(model: nn.Module, config: RunConfig) -> Callable[[Tensor], Tensor] | None:
-    """What a run does to the updates of its matrices, or None. Raises InputError for a rank beyond a matrix."""
+    """What a run makes of the momentum of its matrices; None: nothing under SGD and Adam, Newton-Schulz under Muon.
+
+    Raises InputError for a rank beyond a matrix.
+    """
     if config.update == "top_r":
         for name, weight in models.matrices(model).items():
             rows, columns = weight.flatten(1).shape
             if config.rank > min(rows, columns):
                 what = f"the {rows} x {columns} matrix of layer {name!r} of {config.architecture}"
                 raise InputError(f"rank is {config.rank}, beyond {what}; it must be {min(rows, columns)} or less")
-        return lambda update: updates.top_r(update, config.rank)
+        return partial(updates.polar if config.optimizer == "muon" else updates.top_r, rank=config.rank)
     if config.update == "full_rank":
-        return lambda update: updates.full_rank(update, config.norm)
-    return None
+        return partial(updates.full_rank, norm=config.norm)
+    return None if config.update == "full" else getattr(updates, config.update)
 
 
 def check(config: RunConfig) -> None:

@@ -8,7 +8,7 @@ from rankcollapse.render.text import number
 
 SHOWN = "rate == 'tuned'"
 SPREAD = None
-NAMES = {"sgd": "SGD", "muon": "Muon"}
+NAMES = {"sgd": "SGD", "muon": "Muon", "adam": "Adam"}
 CHOICE = {"markersize": 6, "markeredgewidth": 1, "markeredgecolor": "black", "zorder": 4}
 
 
