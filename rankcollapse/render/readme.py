@@ -83,12 +83,12 @@ def checks() -> list[str]:
 
 
 def speed(path: Path) -> list[str]:
-    """A device's figures, and of what misses its target, or cannot be timed there, what bounds it."""
+    """A device's figures, and of what does not meet a target what bounds it."""
     table = shown(pd.read_csv(path), {})
-    device, aimed = table["device"].iloc[0], table["target"] != NONE
-    told = "; ".join(f"{row.what} {row.measured} {row.unit}" for row in table[~aimed].itertuples())
+    device, plain = table["device"].iloc[0], (table["target"] == NONE) & ~table["unit"].isin(["ratio", "images/s"])
+    told = "; ".join(f"{row.what} {row.measured} {row.unit}" for row in table[plain].itertuples())
     rows = [["what, unit", "target", "measured [quartiles]", "noise", "n", "verdict", "what bounds it"]]
-    for row in table[aimed].itertuples():
+    for row in table[~plain].replace(NONE, "").itertuples():
         what, bound = f"{row.what}, {row.unit}".removesuffix(", ratio"), "" if row.verdict == "✓ met" else row.bound
         rows.append([what, row.target, row.measured, row.noise, row.n, row.verdict, bound])
     picture = f"\n![Measured and targets on {device}]({path.with_name('bench.svg')})\n"

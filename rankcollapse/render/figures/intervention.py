@@ -7,7 +7,7 @@ from rankcollapse.render.text import over
 SHOWN = "intervention and not ladder"
 SPREAD = "bars"
 OVER = ended
-UPDATES = ["top_r", "full", "full_rank"]
+UPDATES = ["top_r", "full", "full_rank", "polar", "frobenius", "spectral", "sign"]
 
 
 def data(tables):
