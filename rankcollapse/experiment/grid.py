@@ -92,6 +92,7 @@ class Study(Strict):
 
     name: str = Field(pattern=r"^[a-z0-9-]+$", description="folder name of the study's runs")
     title: str = Field("", description="its name in figures and tables; by default `name`")
+    shown: bool = Field(True, description="whether its runs are in the figures; tables have all")
     datasets: list[Dataset] = Field(min_length=1, description="data sets the study runs over")
     run: Settings = Field(Settings(), description="what this study sets in a run")
     arms: dict[str, StudyArm] = Field(min_length=1, description="its arms, with what each sets beyond the arm itself")

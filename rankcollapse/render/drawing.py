@@ -40,7 +40,7 @@ STYLE |= {"svg.fonttype": "path", "svg.hashsalt": "rankcollapse"}
 
 
 def shown_tables(folder: Path, tuned: Path, shown: str, arms: dict[str, dict], studies: dict[str, str]) -> Tables:
-    """The tables of tables.load cut to the runs shown, in the order of studies and arms, with arms by their labels.
+    """The tables of tables.load cut to the runs of `studies` that are shown, in their order, with arms by their labels.
 
     A row has what its arm is, its `panel`, and the panel's `title`, which says too what runs it lacks. `shown` may name
     columns of runs.csv, and whether any run of the study has changed updates (`intervention`), the rule has a B
@@ -49,6 +49,7 @@ def shown_tables(folder: Path, tuned: Path, shown: str, arms: dict[str, dict], s
     """
     tables = load(folder, tuned)
     runs, order = tables["runs"], {"study": [*studies], "arm": [*arms]}
+    runs = runs[runs["study"].isin(studies)]
     changed = runs.loc[runs["update"] != "full", "study"]
     aligned = runs.loc[runs["arm"].isin(select(tables["alignment"], quantity="weight")["arm"]), "rule"]
     runs = runs.assign(intervention=runs["study"].isin(changed), aligned=runs["rule"].isin(aligned))

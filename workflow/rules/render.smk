@@ -5,7 +5,7 @@ SUMMARIES = ["accuracy", "ranks", "progress", "alignment", "norms", "cost", "cla
 TITLES = titles()
 LOOKS = {
     "arms": {name: arm.model_dump(exclude={"run"}) for name, arm in GRID.arms.items()},
-    "studies": {study.name: study.title or study.name for study in GRID.studies},
+    "studies": {study.name: study.title or study.name for study in GRID.studies if study.shown},
 }
 BENCHMARKS = sorted(str(path) for path in Path("results/benchmarks").glob("*/bench.csv"))
 NAMES = {"title": GRID.title or GRID.preset, "tuned": TUNED, "benchmarks": BENCHMARKS, "looks": LOOKS}
