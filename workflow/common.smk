@@ -240,9 +240,6 @@ def start_lines():
             "  No GPU here, and this grid is made for GPUs: on CPU cores take --configfile presets/quick.yaml (real "
             "CIFAR, small networks) or presets/demo.yaml (minutes, no download)."
         )
-    idle = [arm for arm in GRID.arms if not any(arm in study.arms for study in GRID.studies)]
-    if idle:
-        yield f"  Arms of the config that no study of this preset runs: {', '.join(idle)}"
 
 
 def edge_lines():
