@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 NULL = {"min": 0, "q1": 0.25, "median": 0.5, "q3": 0.75, "max": 1}  # quantiles of the null
 
 
+@torch.inference_mode(False)  # with autograd, wherever it is called
 def measure(
     model: nn.Module, loss: Loss, batch: tuple, generator: torch.Generator | None = None, draws: int = 9
 ) -> "pd.DataFrame":

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from rankcollapse.library import models, rules
 from rankcollapse.library.feedback import feedback_layers
@@ -44,15 +45,15 @@ def passes(model: nn.Module, loss: Loss, batch: tuple[object, object]) -> Pass:
     """A forward and a backward pass of a batch, inputs and targets, as `measure` takes them and with its errors."""
     weights = models.matrices(model)
     calls: dict[str, list[dict[str, Tensor]]] = {name: [] for name in weights}
-    with ExitStack() as stack:
-        stack.enter_context(_untouched(model))
+    inputs, targets = tree_map_only(Tensor, torch.clone, batch)  # a model may write over its inputs
+    with _untouched(model), ExitStack() as hooks:
         for name, made in calls.items():
             hook = partial(_keep, made, name == [*weights][-1])
-            stack.enter_context(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
-        value = loss(_outputs(model, batch[0]), batch[1])
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
+        value = loss(_outputs(model, inputs), targets)
         calls = {name: list(made) for name, made in calls.items() if made}  # a checkpoint calls again, going back
         if not calls:
-            raise ValueError("there is nothing to measure: no Linear or Conv2d layer was called with autograd on")
+            raise ValueError("nothing to measure: no Linear or Conv2d layer was called, with autograd and uncompiled")
         if not isinstance(value, Tensor) or value.numel() != 1:
             what = f"a tensor of shape {[*value.shape]}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise ValueError(f"loss gave {what}, but it must give a tensor of one number, such as a mean")
@@ -99,7 +100,6 @@ def _untouched(model: nn.Module) -> Iterator[None]:
     """
     feedback = {*feedback_layers(model).values()}  # no pass changes their buffers
     with ExitStack() as after:
-        after.enter_context(torch.enable_grad())
         after.enter_context(torch.random.fork_rng({p.device for p in model.parameters() if p.is_cuda}))
         for module in model.modules():
             after.callback(setattr, module, "training", module.training)

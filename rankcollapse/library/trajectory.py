@@ -51,11 +51,10 @@ class Trajectory:
         if not self.weights:
             raise ValueError("the model has no gradients to keep: the weight of no Linear or Conv2d layer learns")
         sizes, device = [w.numel() for w in self.weights.values()], next(iter(self.weights.values())).device
-        self.every = every
         self.row = torch.empty(sum(sizes), dtype=dtype, device=device)
         self.parts = dict(zip(self.weights, self.row.split(sizes), strict=True))
         self.steps: list[int] = []
-        self.calls = 0
+        self.every, self.calls = every, 0
         if path is None:
             self.file = tempfile.NamedTemporaryFile(prefix="gradients-")  # noqa: SIM115 (it lives as long as this does)
         else:
@@ -70,14 +69,11 @@ class Trajectory:
         return len(self.steps) * self.row.nbytes
 
     def due(self, step: int) -> bool:
-        """Whether a step is one of those whose gradient is kept: 0, `every`, 2 `every`, ..."""
+        """Whether the gradient of a step, counted from 0, is kept: of 0, `every`, 2 `every`, ..."""
         return bool(self.every) and step % self.every == 0
 
     def add(self, step: int | None = None) -> None:
-        """After the backward pass of `step`, by default as many as there were calls before: its gradient, if it is due.
-
-        A weight without a gradient has zeros.
-        """
+        """After the backward pass of a step, by default the n-th at call n: its gradient if due, zeros without one."""
         step = self.calls if step is None else step
         self.calls += 1
         if not self.due(step):
