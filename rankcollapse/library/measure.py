@@ -1,8 +1,7 @@
 """One's own training, measured: ranks of errors, activations and gradients, and alignment, as a tidy table."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -12,16 +11,13 @@ from rankcollapse.library.ranks import measures
 from rankcollapse.library.signals import Loss, Pass, cosines, passes
 from rankcollapse.library.spectra import singular_values
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 NULL = {"min": 0, "q1": 0.25, "median": 0.5, "q3": 0.75, "max": 1}  # quantiles of the null
 
 
 @torch.inference_mode(False)  # with autograd, wherever it is called
 def measure(
     model: nn.Module, loss: Loss, batch: tuple, generator: torch.Generator | None = None, draws: int = 9
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """What `model` learns from on one batch, by Linear and Conv2d layer: columns layer, quantity, measure and value.
 
     `batch` is (inputs, targets); inputs are a tensor, a tuple of arguments or a dict of keywords. `loss(outputs,
@@ -45,7 +41,7 @@ def measure(
 
     Passes are those of training, and reach frozen weights: in training mode, but where the model is in it with parts
     that are not; dropout is the same in each. Model, gradients, modes, buffers and torch's random state are left as
-    they were, to the bit. Give the model itself, not a compiled one. Needs pandas. Raises ValueError if no layer is
+    they were, to the bit. Give the model itself, not a compiled one. Raises ValueError if no layer is
     called, if the loss is not one number, or if a convolution is called on images of several sizes.
 
     >>> import rankcollapse
@@ -60,8 +56,6 @@ def measure(
     >>> bool(-1 < found["0", "gradient", "cosine"] < found["2", "gradient", "cosine"])
     True
     """
-    import pandas as pd
-
     own = passes(model, loss, batch)
     gradients = {name: gradient.flatten(1) for name, gradient in own.gradients.items()}
     matrices = {"error": own.errors, "activation": own.activations, "gradient": gradients}

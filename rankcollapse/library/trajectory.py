@@ -117,9 +117,9 @@ class Trajectory:
         """Effective ranks of `spectra`: columns layer, scope, step (of the last row), rows (T), measure and value.
 
         The measures are those of `rankcollapse.MEASURES`. Layer `all` is all layers side by side. Products are float32:
-        singular values below about 3e-4 of the largest are noise. Empty before the second row. Needs pandas.
+        singular values below about 3e-4 of the largest are noise. Empty before the second row.
         """
-        import pandas as pd
+        import pandas as pd  # which training does without: it takes a while to load
 
         columns = ["layer", "scope", "step", "rows"]
         found = [([getattr(s, key) for key in columns], s.values) for s in self.spectra(stride, window)]
