@@ -41,8 +41,8 @@ def measure(
 
     Passes are those of training, and reach frozen weights: in training mode, but where the model is in it with parts
     that are not; dropout is the same in each. Model, gradients, modes, buffers and torch's random state are left as
-    they were, to the bit. Give the model itself, not a compiled one. Raises ValueError if no layer is
-    called, if the loss is not one number, or if a convolution is called on images of several sizes.
+    they were, to the bit. Give the model itself, not a compiled one. Raises ValueError if no layer is called, if the
+    loss is not one number, or if a convolution is called on images of several sizes.
 
     >>> import rankcollapse
     >>> generator = torch.Generator().manual_seed(0)
