@@ -5,7 +5,7 @@
     assert not rankcollapse.check(model, inputs)
 
 `library` serves any model: `feedback` changes the backward pass, `rules` says where, `check` whether it did;
-`updates` makes the step; `signals` and `trajectory` measure, `ranks` evaluates.
+`updates` makes the step; `measure` and `trajectory` measure any training, `signals` the grid's, `ranks` evaluates.
 `experiment` runs the grid with it: `config`, `grid` and `plan` say what, `datasets` and `data` make its images,
 `network` and `training` train, `job` writes a run's `folder`, `collect` and `tuning` write the tables.
 `render` reads tables alone, and makes figures, pages and the paper.
@@ -20,9 +20,11 @@ _NAMES = {
     "errors": ["InputError"],
     "library.check": ["check"],
     "library.feedback": ["FeedbackConv2d", "FeedbackLinear"],
+    "library.measure": ["measure"],
     "library.ranks": ["MEASURES", "measures"],
     "library.rules": ["RULES", "convert", "exact_feedback"],
     "library.spectra": ["singular_values"],
+    "library.trajectory": ["Trajectory"],
     "library.updates": ["MomentumSGD", "Muon", "split"],
     "experiment.config": ["RunConfig"],
     "experiment.data": ["load"],

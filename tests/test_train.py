@@ -234,7 +234,7 @@ def test_bfloat16_rows_lose_nothing_of_a_gradient_under_autocast(tmp_path, archi
     model, g = make_model(config), torch.Generator().manual_seed(1)
     images, labels = torch.randn(64, 3, 32, 32, generator=g), torch.randint(0, 10, (64,), generator=g)
     matrices = models.matrices(model)
-    rows = trajectory.Trajectory(matrices, tmp_path / "gradients.bin", torch.bfloat16)
+    rows = trajectory.Trajectory(model, 1, tmp_path / "gradients.bin", torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(images)
     F.cross_entropy(logits.float(), labels).backward()
@@ -308,9 +308,10 @@ def test_signals_cosines_and_norms_are_those_worked_by_hand_before_training_and_
             cosines[f"gradient{kind}", "all"] = cosine(*(np.concatenate([g.ravel() for g in each]) for each in two))
         norms = {("activation", name): np.sqrt(np.mean(h[i] ** 2)) for i, name in enumerate(names)}
         norms |= {("weight", name): np.linalg.norm(w[name]) for name in names}
-        norms |= {("reference", name): np.linalg.norm(by_w[name].T @ h[i]) for i, name in enumerate(names)}
+        for quantity, errors in (("gradient", by_b), ("reference", by_w)):
+            norms |= {(quantity, name): np.linalg.norm(errors[name].T @ h[i]) for i, name in enumerate(names)}
         for rows, values in ((state.signals.alignment, cosines), (state.signals.norms, norms)):
-            found = {(quantity, layer): value for quantity, layer, when, value in rows if when == step}
+            found = {(of, layer): x for of, layer, when, x in rows if when == step and of != "relative_update"}
             assert found == pytest.approx(values, rel=1e-5, abs=1e-6)
 
 
@@ -332,7 +333,7 @@ def test_an_update_is_what_the_last_step_of_an_epoch_added_to_the_weights(tiny, 
     """Per unit of learning rate and decay aside, as NumPy sees it, after each epoch and so after the last step."""
     config = tiny(**{"lr": 0.1, **ARMS[arm], "epochs": 3, "batch_size": 64, "signals_every": 2})
     state = new_state(config, device)
-    group, before, expected = state.optimizers[0].param_groups[0], {}, {}
+    group, before, expected, relative = state.optimizers[0].param_groups[0], {}, {}, {}
 
     def now():
         return {n: w.detach().flatten(1).double().cpu().numpy() for n, w in models.matrices(state.model).items()}
@@ -345,6 +346,7 @@ def test_an_update_is_what_the_last_step_of_an_epoch_added_to_the_weights(tiny, 
             for name, after in now().items():
                 change = (1 - rate * config.weight_decay) * before[name] - after
                 expected[name, step] = np.linalg.svd(change, compute_uv=False) / rate
+                relative[name, step] = np.linalg.norm(change) / np.linalg.norm(after)
 
     fit(state, report)
     learning = [name for name, w in models.matrices(state.model).items() if w.requires_grad]
@@ -355,6 +357,8 @@ def test_an_update_is_what_the_last_step_of_an_epoch_added_to_the_weights(tiny, 
             assert s.rows == len(models.matrices(state.model)[name])
             np.testing.assert_allclose(s.values, expected[name, s.step], atol=2e-3 * s.values[0])
     assert {s.layer for s in state.signals.spectra if s.quantity == "update"} == set(learning)
+    found = {(layer, step): value for what, layer, step, value in state.signals.norms if what == "relative_update"}
+    assert found == pytest.approx({key: relative[key] for key in relative if key[0] in learning}, rel=2e-3)
 
 
 def nulls(state):

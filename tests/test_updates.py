@@ -324,7 +324,7 @@ def test_half_precision_steps_as_float32_to_its_rounding(make):
 def test_a_weight_frozen_midway_stays_and_its_signals_and_gradients_are_zeros(make, tmp_path, one_sentence):
     net = models.initialize(nn.Sequential(nn.Linear(5, 4, bias=False), nn.Linear(4, 5, bias=False)), gen())
     probe = signals.Signals(net, (torch.randn(6, 5, generator=gen()), torch.arange(6) % 3), gen)
-    rows = trajectory.Trajectory(probe.learning, tmp_path / "rows")
+    rows = trajectory.Trajectory(net, 1, tmp_path / "rows")
     optimizer = make(net.parameters())
     for step in range(2):
         optimizer.zero_grad()
@@ -334,11 +334,12 @@ def test_a_weight_frozen_midway_stays_and_its_signals_and_gradients_are_zeros(ma
         before = net[0].weight.detach().clone()
         optimizer.step()
         assert torch.equal(net[0].weight, before) == (step == 1)
-        probe.update(optimizer, step)
+        probe.update(optimizer, step, rate=0.1)
     rows.close()
     gradients = torch.from_file(str(tmp_path / "rows"), size=80).view(4, 20)  # of both weights in each of two steps
     for found in (gradients, [spectrum.values for spectrum in probe.spectra]):
         assert [bool(each.any()) for each in found] == [True, True, False, True]
+    assert [value > 0 for *_, value in probe.norms] == [True, True, False, True]
     for asked in (optimizer, make(net.parameters()), AdamW(net.parameters(), lr=0.1)):
         with pytest.raises(InputError) as caught:
             asked.direction(net[0].weight)

@@ -3,7 +3,7 @@
     config.json      the resolved config                checkpoint.pt    weights, feedback weights, config
     metrics.csv      loss and accuracy of each epoch    spectra.npz      singular values of all that was probed
     ranks.csv        the measures of each spectrum      alignment.csv    cosines
-    norms.csv        of activations, weights and BP gradients
+    norms.csv        of activations, weights, gradients and updates
     run.json         outcome, accuracy, cost, versions, and the seal of the others; written last
     .run.json        its copy: Snakemake deletes run.json if the process is killed between writing it and its own end
     .lock            held by the process that writes the folder

@@ -41,7 +41,7 @@ class State:
         drawn = data.train[order[: config.probe_images].to(self.device)]
         self.signals = signals.Signals(self.model, (data.pixels(drawn.images), drawn.labels), self.untrained)
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-        self.trajectory = trajectory.Trajectory(self.signals.learning, gradients, dtype)
+        self.trajectory = trajectory.Trajectory(self.model, config.gradient_every, gradients, dtype)
         self.order = batching.generator(config.seed, "order")
         self.epoch_start = self.order.get_state()  # of `order`: the epoch's draws are made again from it
         self.step = 0
@@ -106,10 +106,11 @@ class State:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         loss.backward()
-        if self.config.gradient_every and self.step % self.config.gradient_every == 0:
+        if self.trajectory.due(self.step):
             self.measure(self.trajectory.add)
         group = self.optimizers[0].param_groups[0]  # of the forward weights
-        keep = 1 - group["lr"] * group["weight_decay"]
+        rate = group["lr"]
+        keep = 1 - rate * group["weight_decay"]
         for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
             optimizer.step()
             schedule.step()
@@ -119,7 +120,7 @@ class State:
         self.step += 1
         epoch, rest = divmod(self.step, self.steps_per_epoch)
         if not rest and self.wants_signals(epoch):
-            self.measure(lambda step: self.signals.update(self.optimizers[0], step))
+            self.measure(lambda step: self.signals.update(self.optimizers[0], step, rate))
 
     def end_epoch(self) -> dict:
         """The row of metrics.csv, and the signals if they are due."""
