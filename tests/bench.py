@@ -439,6 +439,18 @@ def feedback_alignment(device: torch.device, rounds: int) -> Iterator[Row]:
                 yield ratio(what, "≤ 1.02", *arms, device, rounds)
 
 
+def other_rules(device: torch.device, rounds: int) -> Iterator[Row]:
+    """What the other rules and normalisations cost a step, what they do after it included."""
+    bp = {**RESNET, "width": 16, "rule": "bp", "precision": precision(device.type, "cifar10")}
+    whose = "step of ResNet-18 of width 16"
+    for rule in ("dfa", "kp", "usf", "brsf", "frsf", "wm"):
+        arms = (steps(RunConfig(**{**bp, "rule": each}), device) for each in (rule, "bp"))
+        yield ratio(f"{whose}: {rule} / BP", "", *arms, device, rounds)
+    for norm in ("layer", "group", "rms", "whiten"):
+        arms = (steps(RunConfig(**{**bp, "normalization": each}), device) for each in (norm, "batch"))
+        yield ratio(f"{whose}, BP: normalization {norm} / batch", "", *arms, device, rounds)
+
+
 def memory(device: torch.device, rounds: int) -> Iterator[Row]:
     """What FA needs beyond BP: B, and B as bfloat16, laid out as the products take it."""
     config = RunConfig(**{**RESNET, "width": 64, "batch_size": 32}, precision="bfloat16")
@@ -613,8 +625,8 @@ def quick(device: torch.device, rounds: int) -> Iterator[Row]:
 
 
 SECTIONS = [  # what a user gains first
-    stems, small_nets, biotorch, formats, feedback_alignment, memory, newton_schulz, muon, probes, start, demo, quick,
-    throughput, convolutions, machine,
+    stems, small_nets, biotorch, formats, feedback_alignment, other_rules, memory, newton_schulz, muon, probes, start,
+    demo, quick, throughput, convolutions, machine,
 ]  # fmt: skip
 
 

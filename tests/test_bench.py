@@ -44,6 +44,7 @@ def go(tmp_path, only):
         ("biotorch|quick", 5),
         ("stems", 15),
         ("small_nets", 2),
+        ("other_rules", 10),
     ],
 )
 def test_a_section_is_shown_and_written_and_leaves_nothing(capsys, tmp_path, only, rows):
