@@ -4,8 +4,8 @@
     model = rankcollapse.convert(model, rule="fa", generator=torch.Generator().manual_seed(0))
     assert not rankcollapse.check(model, inputs)
 
-`library` serves any model: `feedback` changes the backward pass, `rules` says where, `check` whether it did;
-`updates` makes the step; `signals` and `trajectory` measure, `ranks` evaluates.
+`library` serves any model: `feedback` changes the backward pass, `rules` says where, `laws` how B is drawn, `check`
+whether it all did; `updates` makes the step; `signals` and `trajectory` measure, `ranks` evaluates.
 `experiment` runs the grid with it: `config`, `grid` and `plan` say what, `datasets` and `data` make its images,
 `network` and `training` train, `job` writes a run's `folder`, `collect` and `tuning` write the tables.
 `render` reads tables alone, and makes figures, pages and the paper.
@@ -20,8 +20,9 @@ _NAMES = {
     "errors": ["InputError"],
     "library.check": ["check"],
     "library.feedback": ["FeedbackConv2d", "FeedbackLinear"],
+    "library.laws": ["low_rank", "orthogonal", "scaled"],
     "library.ranks": ["MEASURES", "measures"],
-    "library.rules": ["RULES", "convert", "exact_feedback"],
+    "library.rules": ["RULES", "SignSymmetry", "WeightMirror", "convert", "exact_feedback"],
     "library.spectra": ["singular_values"],
     "library.updates": ["MomentumSGD", "Muon"],
     "experiment.config": ["RunConfig"],

@@ -18,6 +18,8 @@ from rankcollapse.experiment import datasets
 Dataset = Literal[tuple(datasets.SETS)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1, description="seed of weights, feedback, subset, order, augmentation")]
 
+DRAWN = ("fa", "dfa", "kp", "wm", "frozen-fa")  # rules whose B starts as a matrix of its own law
+
 
 class Strict(BaseModel):
     """Unknown keys, wrong types (2.0 is no whole number, true no number), NaN and infinity are refused."""
@@ -47,11 +49,17 @@ class Settings(Strict):
     )
     normalization: Literal["none", "batch"] = Field("none", description="normalisation of hidden activities")
     # learning rule and update
-    rule: Literal["bp", "fa", "kp", "frozen", "frozen-fa", "frozen-bp"] = Field(
+    rule: Literal["bp", "fa", "dfa", "kp", "usf", "brsf", "frsf", "wm", "frozen", "frozen-fa", "frozen-bp"] = Field(
         "bp",
-        description="learning rule: backpropagation, feedback alignment, Kolen-Pollack, or hidden weights frozen: the "
-        "classifier alone learns, or norm parameters too, by FA's errors or exact ones",
+        description="learning rule: backpropagation, feedback alignment, direct FA, Kolen-Pollack, W's signs in B with "
+        "one magnitude, magnitudes drawn at each step or once, weight mirror, or hidden weights frozen: the classifier "
+        "alone learns, or norm parameters too, by FA's errors or exact ones",
     )
+    feedback: Literal["same", "orthogonal", "rank"] = Field(
+        "same", description="law of B: W's initial one, a semi-orthogonal matrix, or one of low rank, all of one norm"
+    )
+    feedback_rank: int | None = Field(None, ge=1, description="rank of B under feedback 'rank'")
+    feedback_scale: float = Field(1.0, gt=0, description="factor on B as it is drawn, or on its magnitudes")
     learning_blocks: int | None = Field(
         None, ge=1, description="blocks before the classifier that learn, the others as initialised; null: all"
     )
@@ -114,6 +122,13 @@ class RunConfig(Settings):
             raise ValueError(f"precision is 'bfloat16', in which {why}; it must be 'float32' for digits")
         if self.learning_blocks and self.rule.startswith("frozen"):
             raise ValueError(f"learning_blocks is {self.learning_blocks}, but under rule {self.rule!r} no block learns")
+        if self.feedback != "same" and self.rule not in DRAWN:
+            which = f"rule {self.rule!r} has no B of such a law; it must be one of {', '.join(DRAWN)}"
+            raise ValueError(f"feedback is {self.feedback!r}, but {which}")
+        if (self.feedback == "rank") != (self.feedback_rank is not None):
+            raise ValueError(f"feedback_rank is {self.feedback_rank}; feedback 'rank' alone needs it, a whole number")
+        if self.feedback_scale != 1 and self.rule not in (*DRAWN, "usf", "brsf", "frsf"):
+            raise ValueError(f"feedback_scale is {self.feedback_scale}, but rule {self.rule!r} has no B; it must be 1")
         if self.update == "top_r" and self.rank is None:
             raise ValueError("rank is missing: update 'top_r' needs the number of singular directions to keep")
         if self.update == "full_rank" and self.norm is None:
