@@ -55,9 +55,7 @@ class Settings(Strict):
         "one magnitude, magnitudes drawn at each step or once, weight mirror, or hidden weights frozen: the classifier "
         "alone learns, or norm parameters too, by FA's errors or exact ones",
     )
-    feedback: Literal["same", "orthogonal", "rank"] = Field(
-        "same", description="law of B: W's initial one, a semi-orthogonal matrix, or one of low rank, all of one norm"
-    )
+    feedback: Literal["same", "orthogonal", "rank"] = Field("same", description="law of B: W's, or another of its norm")
     feedback_rank: int | None = Field(None, ge=1, description="rank of B under feedback 'rank'")
     feedback_scale: float = Field(1.0, gt=0, description="factor on B as it is drawn, or on its magnitudes")
     learning_blocks: int | None = Field(
@@ -123,8 +121,7 @@ class RunConfig(Settings):
         if self.learning_blocks and self.rule.startswith("frozen"):
             raise ValueError(f"learning_blocks is {self.learning_blocks}, but under rule {self.rule!r} no block learns")
         if self.feedback != "same" and self.rule not in DRAWN:
-            which = f"rule {self.rule!r} has no B of such a law; it must be one of {', '.join(DRAWN)}"
-            raise ValueError(f"feedback is {self.feedback!r}, but {which}")
+            raise ValueError(f"feedback is {self.feedback!r}, but the rule {self.rule!r}; it must be one of {DRAWN}")
         if (self.feedback == "rank") != (self.feedback_rank is not None):
             raise ValueError(f"feedback_rank is {self.feedback_rank}; feedback 'rank' alone needs it, a whole number")
         if self.feedback_scale != 1 and self.rule not in (*DRAWN, "usf", "brsf", "frsf"):

@@ -9,7 +9,6 @@ from rankcollapse.errors import InputError
 from rankcollapse.experiment import data, datasets
 from rankcollapse.experiment.config import RunConfig
 from rankcollapse.library import laws, models, updates
-from rankcollapse.library.laws import Init
 from rankcollapse.library.rules import RULES
 
 
@@ -28,7 +27,7 @@ def make_model(config: RunConfig, device: torch.device | str = "cpu") -> nn.Modu
     return model.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
 
 
-def feedback_law(config: RunConfig) -> Init:
+def feedback_law(config: RunConfig) -> laws.Init:
     """What fills a B of a run."""
     law = models.init_weight
     if config.feedback == "orthogonal":

@@ -4,8 +4,7 @@ With a_l = W_l h_{l-1} and the error signal δ_l = ∂L/∂a_l, backpropagation 
 sends Bᵀ_l δ_l (Lillicrap et al. 2016; arXiv:2606.11123, eq. on p. 3). B has the shape of W, so that B = W *is*
 backpropagation, to the bit. The gradients of W and of the bias stay the local ones, δ_l h_{l-1}ᵀ and δ_l.
 
-Under direct feedback alignment (Nøkland 2016, arXiv:1609.01596) a layer sends Bᵀ_l e down in place of Wᵀ_l δ_l, with e
-the gradient of the loss by the output of the model [n, outputs], and B_l [outputs, *shape of h_{l-1}].
+Direct feedback alignment sends Bᵀ_l e down, e = ∂L/∂output [n, outputs], with B_l [outputs, *shape of one h_{l-1}].
 """
 
 from collections.abc import Callable
@@ -76,7 +75,7 @@ class _Direct(torch.autograd.Function):
         (feedback,) = ctx.saved_tensors
         last = feedback.dim() == 4 and feedback.is_contiguous(memory_format=torch.channels_last)
         b = feedback.movedim(1, -1) if last else feedback  # as it lies in memory, so that nothing is copied
-        sent = (error @ b.flatten(1)).view(-1, *b.shape[1:])
+        sent = (error @ b.flatten(1)).view(len(error), *b.shape[1:])
         return sent.movedim(-1, 1) if last else sent, None, None
 
 
@@ -98,10 +97,9 @@ class Broadcast:
     def cut(self, layer: "_Feedback", x: Tensor) -> Tensor:
         """x without the way down, which is e's alone. Raises RuntimeError where e cannot come, or not once."""
         if self.sent is None:
-            mend = "call the whole model, and checkpoint it as a whole"
-            raise RuntimeError(f"a layer is called outside of a pass of its model, by whose error it learns: {mend}")
+            raise RuntimeError("a layer of dfa is called outside of its model: call, or checkpoint, the whole")
         if layer in self.sent:
-            raise RuntimeError("a layer is called twice in a pass, but under dfa its B is for one input alone")
+            raise RuntimeError("a layer of dfa is called twice in a pass, but its B is for one input alone")
         dtype = _autocast(x) or x.dtype  # of e in the product with B
         self.sent[layer] = _Direct.apply(x, layer._cast(Tensor.to, dtype), dtype)
         return x.detach()

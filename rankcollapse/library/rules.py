@@ -7,7 +7,7 @@ checkpoint is complete. A new rule is a class here, its name in RULES, and the n
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -111,13 +111,12 @@ class DirectFeedbackAlignment(FeedbackAlignment):
         if example is None:
             raise ValueError("direct feedback has the shapes of the layers' inputs: pass example=, inputs of the model")
         seen: dict[nn.Module, list[torch.Size]] = {layer: [] for layer in layers.values()}
-        modes = {module: module.training for module in model.modules()}
         with torch.random.fork_rng(), torch.no_grad(), ExitStack() as after:
             for layer in seen:
                 hook = layer.register_forward_pre_hook(lambda layer, args: seen[layer].append(args[0].shape))
                 after.callback(hook.remove)
-            for module, mode in modes.items():
-                after.callback(setattr, module, "training", mode)
+            for module in model.modules():
+                after.callback(setattr, module, "training", module.training)
             output = model.eval()(*(example if isinstance(example, tuple) else (example,)))
         if not isinstance(output, Tensor) or output.dim() != 2:
             raise ValueError("the model's output is not a matrix [batch, outputs], whose error direct feedback sends")
@@ -230,23 +229,21 @@ RULES: dict[str, Backpropagation] = {
 
 @contextmanager
 def through(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
-    """Within this context errors travel back through `weights`, by name of a layer, in place of B."""
+    """Within this context errors travel back through `weights`, by name of a layer, in place of B; where that is the
+    layer's W itself, by backpropagation, and not directly.
+    """
     with ExitStack() as after:
         for name, layer in feedback_layers(model).items():
-            after.callback(setattr, layer, "feedback", layer.feedback)
+            for key in ("feedback", "broadcast"):
+                after.callback(setattr, layer, key, getattr(layer, key))
             layer.feedback = weights[name].detach()
+            layer.broadcast = None if weights[name] is layer.weight else layer.broadcast
         yield
 
 
-@contextmanager
-def exact_feedback(model: nn.Module) -> Iterator[None]:
-    """Within this context gradients are those of backpropagation: B is W in every layer, and no error goes directly."""
-    layers = feedback_layers(model)
-    with through(model, {name: layer.weight for name, layer in layers.items()}), ExitStack() as after:
-        for layer in layers.values():
-            after.callback(setattr, layer, "broadcast", layer.broadcast)
-            layer.broadcast = None
-        yield
+def exact_feedback(model: nn.Module) -> AbstractContextManager[None]:
+    """Within this context gradients are those of backpropagation: B is W in every layer."""
+    return through(model, {name: layer.weight for name, layer in feedback_layers(model).items()})
 
 
 def convert(
@@ -273,9 +270,9 @@ def convert(
         convert(model, "kp", torch.Generator().manual_seed(0), optimizer=optimizer)
 
     Raises ValueError for an unknown rule, a missing generator or example, a model that is converted already, optimisers
-    without its weights, and any layer whose weights would silently go on learning by backpropagation (transposed or 1-D
-    convolutions, attention, ...). What only shows when the model runs raises RuntimeError there: a weight used without
-    calling its layer, `torch.vmap`, a second derivative, tracing. `check` compares the whole with a reference.
+    of other weights, and any layer whose weights would go on by backpropagation (transposed or 1-D convolutions, ...).
+    What only shows when the model runs raises RuntimeError there: a weight used without calling its layer, a second
+    derivative, `torch.vmap`, tracing. `rankcollapse.check` compares the whole with an explicit reference.
     """
     if isinstance(rule, str) and rule not in RULES:
         raise ValueError(f"rule is {rule!r}; it must be one of {', '.join(RULES)}")
@@ -284,7 +281,7 @@ def convert(
     if type(chosen).after_step is Backpropagation.after_step:
         return model
     if optimizer is None:
-        mend = "pass optimizer=, or call RULES[rule].after_step(model, keep)"
+        mend = "pass optimizer=, or call its after_step(model, keep) then"
         warnings.warn(f"rule {rule!r} acts after each step of the optimiser: {mend}", stacklevel=2)
     else:
         _follow([optimizer] if isinstance(optimizer, torch.optim.Optimizer) else [*optimizer], model, chosen)
