@@ -30,10 +30,8 @@ def make_model(config: RunConfig, device: torch.device | str = "cpu") -> nn.Modu
 def feedback_law(config: RunConfig) -> laws.Init:
     """What fills a B of a run."""
     law = models.init_weight
-    if config.feedback == "orthogonal":
-        law = laws.orthogonal(law)
-    elif config.feedback == "rank":
-        law = laws.low_rank(law, config.feedback_rank)
+    law = laws.orthogonal(law) if config.feedback == "orthogonal" else law
+    law = laws.low_rank(law, config.feedback_rank) if config.feedback == "rank" else law
     return law if config.feedback_scale == 1 else laws.scaled(law, config.feedback_scale)
 
 

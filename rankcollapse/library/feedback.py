@@ -121,13 +121,11 @@ def _autocast(x: Tensor) -> torch.dtype | None:
 
 
 class _Feedback:
-    """What layers with feedback weights share. `called`: whether an input has passed since the layer was converted;
-    `broadcast`: what sends e through B, or None where δ goes through it.
-    """
+    """What layers with feedback weights share. `called`: whether an input has passed since the layer was converted."""
 
     feedback: Tensor
     called = False
-    broadcast: Broadcast | None = None
+    broadcast: Broadcast | None = None  # under dfa: what brings e, which then goes through B in the place of δ
 
     def _plain(self) -> bool:
         """Whether nothing will be sent back through this layer. Raises RuntimeError under tracing."""

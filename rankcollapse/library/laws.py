@@ -17,7 +17,12 @@ Init = Callable[[Tensor, Generator], object]
 
 def scaled(law: Init, factor: float) -> Init:
     """Every entry times `factor`."""
-    return _changed(law, lambda drawn, generator: factor * drawn)
+
+    def init(tensor: Tensor, generator: Generator) -> None:
+        law(tensor, generator)
+        tensor.detach().mul_(factor)
+
+    return init
 
 
 def orthogonal(law: Init) -> Init:
@@ -26,9 +31,9 @@ def orthogonal(law: Init) -> Init:
     def change(drawn: Tensor, generator: Generator) -> Tensor:
         q, r = torch.linalg.qr(torch.randn(max(drawn.shape), min(drawn.shape), generator=generator))
         q = q * r.diagonal().sign()  # it would not be uniform without
-        return _as_large(q if len(q) == len(drawn) else q.t(), drawn)
+        return q if len(q) == len(drawn) else q.t()
 
-    return _changed(law, change)
+    return _structured(law, change)
 
 
 def low_rank(law: Init, rank: int) -> Init:
@@ -38,18 +43,16 @@ def low_rank(law: Init, rank: int) -> Init:
         if rank > min(drawn.shape):
             raise InputError(f"feedback_rank is {rank}, beyond a B of {[*drawn.shape]}: {min(drawn.shape)} is its most")
         left, right = (torch.randn(n, rank, generator=generator) for n in drawn.shape)
-        return _as_large(left @ right.t(), drawn)
+        return left @ right.t()
 
-    return _changed(law, change)
+    return _structured(law, change)
 
 
-def _changed(law: Init, change: Callable[[Tensor, Generator], Tensor]) -> Init:
+def _structured(law: Init, change: Callable[[Tensor, Generator], Tensor]) -> Init:
     def init(tensor: Tensor, generator: Generator) -> None:
         law(tensor, generator)
-        tensor.detach().copy_(change(tensor.detach().flatten(1), generator).view(tensor.shape))
+        drawn = tensor.detach().flatten(1)
+        matrix = change(drawn, generator)
+        tensor.detach().copy_((matrix * (drawn.norm() / matrix.norm())).view(tensor.shape))
 
     return init
-
-
-def _as_large(matrix: Tensor, like: Tensor) -> Tensor:
-    return matrix * (like.norm() / matrix.norm())

@@ -97,7 +97,6 @@ def _draw(weight: Tensor, shape: torch.Size, generator: Generator, init: Init | 
 class DirectFeedbackAlignment(FeedbackAlignment):
     """Through Bᵀ the output's error goes straight to the input of every layer, in place of what the layer would send
     there (Nøkland 2016, arXiv:1609.01596). What lies between two layers passes errors on as it is.
-
     B [outputs, *shape of the layer's input] is drawn by feedback alignment's law; the classifier's is as that one's.
     """
 
@@ -178,9 +177,8 @@ class SignSymmetry(FeedbackAlignment):
 class WeightMirror(FeedbackAlignment):
     """B learns W from noise: B ← (1 - decay) B + rate mean(y xᵀ), y = W x (Akrout et al. 2019, arXiv:1904.05391).
 
-    After each step every layer by itself sees `patches` normal vectors x, of unit variance and as long as a row of its
-    flattened W [out, in * kh * kw], without bias or activation function. B tends to rate / decay times W, by default to
-    W, with a relative error of √(decay / 2 * length / patches) from the noise, and forgets W over 1 / decay steps.
+    After each step each layer alone sees `patches` normal x of unit variance, as long as a row of the flattened W. B
+    tends to rate / decay times W, but for noise, √(decay / 2 * length / patches) of W, and lags by 1 / decay steps.
     """
 
     rate: float = 0.01
@@ -230,15 +228,13 @@ RULES: dict[str, Backpropagation] = {
 
 @contextmanager
 def through(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
-    """Within this context errors travel back through `weights`, by name of a layer, in place of B; where that is the
-    layer's W itself, by backpropagation, and not directly.
-    """
+    """Within this context errors travel back through `weights`, by name of a layer, in place of B."""
     with ExitStack() as after:
         for name, layer in feedback_layers(model).items():
             for key in ("feedback", "broadcast"):
                 after.callback(setattr, layer, key, getattr(layer, key))
             layer.feedback = weights[name].detach()
-            layer.broadcast = None if weights[name] is layer.weight else layer.broadcast
+            layer.broadcast = None if weights[name] is layer.weight else layer.broadcast  # through W goes δ, never e
         yield
 
 
@@ -282,8 +278,8 @@ def convert(
     if type(chosen).after_step is Backpropagation.after_step:
         return model
     if optimizer is None:
-        mend = "pass optimizer=, or call its after_step(model, keep) then"
-        warnings.warn(f"rule {rule!r} acts after each step of the optimiser: {mend}", stacklevel=2)
+        mend = f"rule {rule!r} acts after each step: pass optimizer=, or call its after_step(model, keep)"
+        warnings.warn(mend, stacklevel=2)
     else:
         _follow([optimizer] if isinstance(optimizer, torch.optim.Optimizer) else [*optimizer], model, chosen)
     return model
