@@ -262,9 +262,9 @@ def convert(
     their order, at those of the last that holds a converted weight. Without it a warning says what to call. `dfa` runs
     the model once on `example`, inputs or a tuple of them, for the shapes of its B.
 
-        model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
-        optimizer = torch.optim.AdamW(model.parameters())
-        convert(model, "kp", torch.Generator().manual_seed(0), optimizer=optimizer)
+        >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> optimizer = torch.optim.AdamW(model.parameters())
+        >>> model = convert(model, "kp", torch.Generator().manual_seed(0), optimizer=optimizer)
 
     Raises ValueError for an unknown rule, a missing generator or example, a model that is converted already, optimisers
     of other weights, and any layer whose weights would go on by backpropagation (transposed or 1-D convolutions, ...).
