@@ -4,8 +4,8 @@
     model = rankcollapse.convert(model, rule="fa", generator=torch.Generator().manual_seed(0))
     assert not rankcollapse.check(model, inputs)
 
-`library` serves any model: `feedback` changes the backward pass, `rules` says where, `check` whether it did;
-`updates` makes the step; `measure` and `trajectory` measure any training, `signals` the grid's, `ranks` evaluates.
+`library` serves any model: `feedback` changes the backward pass, `rules` says where, `laws` how B is drawn, `check`
+whether it all did; `updates` makes the step; `measure` and `trajectory` measure any training, `signals` the grid's.
 `experiment` runs the grid with it: `config`, `grid` and `plan` say what, `datasets` and `data` make its images,
 `network` and `training` train, `job` writes a run's `folder`, `collect` and `tuning` write the tables.
 `render` reads tables alone, and makes figures, pages and the paper.
@@ -20,9 +20,10 @@ _NAMES = {
     "errors": ["InputError"],
     "library.check": ["check"],
     "library.feedback": ["FeedbackConv2d", "FeedbackLinear"],
+    "library.laws": ["low_rank", "orthogonal", "scaled"],
     "library.measure": ["measure"],
     "library.ranks": ["MEASURES", "measures"],
-    "library.rules": ["RULES", "convert", "exact_feedback"],
+    "library.rules": ["RULES", "SignSymmetry", "WeightMirror", "convert", "exact_feedback"],
     "library.spectra": ["singular_values"],
     "library.trajectory": ["Trajectory"],
     "library.updates": ["MomentumSGD", "Muon", "split"],

@@ -30,7 +30,8 @@ INF, NAN = math.inf, math.nan
 DEFAULTS = {
     "dataset": "digits", "train_images": None, "validation_images": 200, "tuning_images": 0, "tuning": False,
     "flip": False, "crop": 0, "architecture": "cnn", "width": 32, "depth": None, "stem": "cifar",
-    "normalization": "none", "rule": "bp", "learning_blocks": None, "optimizer": "sgd", "lr": 0.03, "momentum": 0.9,
+    "normalization": "none", "rule": "bp", "feedback": "same", "feedback_rank": None,
+    "feedback_scale": 1.0, "learning_blocks": None, "optimizer": "sgd", "lr": 0.03, "momentum": 0.9,
     "weight_decay": 0.0, "update": "full", "rank": None, "norm": None, "ns_steps": 5, "ns_precision": "bfloat16",
     "shape_factor": "original", "auxiliary_lr": 0.001, "epochs": 12, "warmup": 0, "batch_size": 64,
     "precision": "float32", "channels_last": True, "compile": False, "gradient_every": 6, "gradient_stride": 25,
@@ -45,7 +46,7 @@ KNOBS = {
     "crop": ([1, 8], [-1, 9]),
     "depth": ([1, 12], [0, 13]),
     "normalization": (["batch", "layer", "group", "rms", "whiten"], ["bn", True]),
-    "rule": (["fa", "kp", "frozen", "frozen-fa", "frozen-bp"], ["dfa", "FA"]),
+    "rule": (["fa", "dfa", "kp", "usf", "brsf", "frsf", "wm", "frozen", "frozen-fa", "frozen-bp"], ["sfa", "FA"]),
     "lr": ([1, 1e-9, 10.0], [0, -1, 0.0, "1e-3", NAN, INF]),
     "momentum": ([0, 0.999], [1, 1.0, -0.1, NAN]),
     "weight_decay": ([0.1, 3], [-0.1, INF, NAN]),

@@ -428,7 +428,9 @@ def test_norms_of_other_peoples_models_are_let_through_filled_and_put_back():
     net = models.initialize(nn.Sequential(nn.Conv2d(1, 4, 3), *own, nn.Flatten(), nn.Linear(16, 2)), gen())
     assert list(feedback_layers(convert(net, "fa", gen(1)))) == ["0", "7"]
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    measured = signals.Signals(net, (torch.randn(8, 1, 4, 4, generator=gen(2)), torch.arange(8) % 2), gen)
+    measured = signals.Signals(
+        net, (torch.randn(8, 1, 4, 4, generator=gen(2)), torch.arange(8) % 2), lambda step: nn.init.normal_
+    )
     measured.measure(0)
     assert len(measured.spectra) > 0
     assert_same_bits(net.state_dict(), before)

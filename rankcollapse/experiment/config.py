@@ -23,6 +23,8 @@ UPDATES = {  # by optimizer
 Dataset = Literal[tuple(datasets.SETS)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1, description="seed of weights, feedback, subset, order, augmentation")]
 
+DRAWN = ("fa", "dfa", "kp", "wm", "frozen-fa")  # rules whose B starts as a matrix of its own law
+
 
 class Strict(BaseModel):
     """Unknown keys, wrong types (2.0 is no whole number, true no number), NaN and infinity are refused."""
@@ -61,11 +63,15 @@ class Settings(Strict):
         "features, over groups of channels, or by the root mean square alone; or whitening of channels over a batch",
     )
     # learning rule and update
-    rule: Literal["bp", "fa", "kp", "frozen", "frozen-fa", "frozen-bp"] = Field(
+    rule: Literal["bp", "fa", "dfa", "kp", "usf", "brsf", "frsf", "wm", "frozen", "frozen-fa", "frozen-bp"] = Field(
         "bp",
-        description="learning rule: backpropagation, feedback alignment, Kolen-Pollack, or hidden weights frozen: the "
-        "classifier alone learns, or norm parameters too, by FA's errors or exact ones",
+        description="learning rule: backpropagation, feedback alignment, direct FA, Kolen-Pollack, W's signs in B with "
+        "one magnitude, magnitudes drawn at each step or once, weight mirror, or hidden weights frozen: the classifier "
+        "alone learns, or norm parameters too, by FA's errors or exact ones",
     )
+    feedback: Literal["same", "orthogonal", "rank"] = Field("same", description="law of B: W's, or another of its norm")
+    feedback_rank: int | None = Field(None, ge=1, description="rank of B under feedback 'rank'")
+    feedback_scale: float = Field(1.0, gt=0, description="factor on B as it is drawn, or on its magnitudes")
     learning_blocks: int | None = Field(
         None, ge=1, description="blocks before the classifier that learn, the others as initialised; null: all"
     )
@@ -135,6 +141,12 @@ class RunConfig(Settings):
             raise ValueError("depth is 1, but a cnn has 2 convolutions or more; it must be 2 to 12, or null")
         if self.learning_blocks and self.rule.startswith("frozen"):
             raise ValueError(f"learning_blocks is {self.learning_blocks}, but under rule {self.rule!r} no block learns")
+        if self.feedback != "same" and self.rule not in DRAWN:
+            raise ValueError(f"feedback is {self.feedback!r}, but the rule {self.rule!r}; it must be one of {DRAWN}")
+        if (self.feedback == "rank") != (self.feedback_rank is not None):
+            raise ValueError(f"feedback_rank is {self.feedback_rank}; feedback 'rank' alone needs it, a whole number")
+        if self.feedback_scale != 1 and self.rule not in (*DRAWN, "usf", "brsf", "frsf"):
+            raise ValueError(f"feedback_scale is {self.feedback_scale}, but rule {self.rule!r} has no B; it must be 1")
         if self.update not in UPDATES[self.optimizer]:
             words = ", ".join(map(repr, UPDATES[self.optimizer]))
             raise ValueError(f"update is {self.update!r}; under optimizer {self.optimizer!r} it must be one of {words}")

@@ -10,8 +10,8 @@ from rankcollapse.experiment.config import RunConfig
 
 # The modules that a run's bits depend on, below the package; of knobs their values count.
 TRAINING = (
-    *(f"library/{name}.py" for name in ("feedback", "models", "norms", "processor", "products", "rules", "signals")),
-    *(f"library/{name}.py" for name in ("spectra", "trajectory", "updates")),
+    *(f"library/{name}.py" for name in ("feedback", "laws", "models", "norms", "processor", "products", "rules")),
+    *(f"library/{name}.py" for name in ("signals", "spectra", "trajectory", "updates")),
     *(f"experiment/{name}.py" for name in ("data", "datasets", "network", "training")),
 )
 MEASURES = ("library/ranks.py",)  # what ranks.csv stands on

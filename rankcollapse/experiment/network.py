@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rankcollapse.errors import InputError
 from rankcollapse.experiment import data, datasets
 from rankcollapse.experiment.config import RunConfig
-from rankcollapse.library import models, updates
+from rankcollapse.library import laws, models, updates
 from rankcollapse.library.rules import RULES
 
 
@@ -22,9 +22,18 @@ def skeleton(config: RunConfig) -> nn.Module:
 def make_model(config: RunConfig, device: torch.device | str = "cpu") -> nn.Module:
     """The network of a run as it is before the first step, on `device`, with its feedback weights."""
     model = models.initialize(skeleton(config).to_empty(device="cpu"), data.generator(config.seed, "weights"))
-    RULES[config.rule].attach(model, data.generator(config.seed, "feedback"), models.init_weight)
+    example = torch.zeros(2, *datasets.SETS[config.dataset].shape)
+    RULES[config.rule].attach(model, data.generator(config.seed, "feedback"), feedback_law(config), example)
     models.freeze(model, config.learning_blocks)
     return model.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+
+
+def feedback_law(config: RunConfig) -> laws.Init:
+    """What fills a B of a run."""
+    law = models.init_weight
+    law = laws.orthogonal(law) if config.feedback == "orthogonal" else law
+    law = laws.low_rank(law, config.feedback_rank) if config.feedback == "rank" else law
+    return law if config.feedback_scale == 1 else laws.scaled(law, config.feedback_scale)
 
 
 def optimizers(model: nn.Module, config: RunConfig) -> list[torch.optim.Optimizer]:
@@ -68,3 +77,5 @@ def check(config: RunConfig) -> None:
     net = skeleton(config)
     models.freeze(net, config.learning_blocks)
     intervention(net, config)
+    if config.feedback == "rank":
+        make_model(config)  # draws every B

@@ -70,9 +70,10 @@ class State:
             return (step + 1) / (warmup + 1)
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (self.steps - warmup)))
 
-    def untrained(self, step: int) -> torch.Generator:
-        """What draws the feedback weights that the signals of a step compare those of the run with."""
-        return batching.generator(self.config.seed, f"untrained feedback, {step}")
+    def untrained(self, step: int) -> Callable[[Tensor], object]:
+        """What fills the feedback weights that the signals of a step compare those of the run with."""
+        draw = batching.generator(self.config.seed, f"untrained feedback, {step}")
+        return lambda b: network.feedback_law(self.config)(b, draw)
 
     @property
     def diverged(self) -> bool:

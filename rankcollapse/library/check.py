@@ -17,15 +17,18 @@ def check(model: nn.Module, *inputs: object) -> list[str]:
 
     `inputs` are those of the model's forward pass. The model and the global random state are left as they are. In the
     reference, plain autograd in float64, a layer's output is W h, its derivative by h is B, and its W is a copy: a
-    gradient that reaches the original took another way. Raises ValueError for a model that is not converted.
+    gradient that reaches the original took another way. Under dfa its derivative by h is 0, and that of the
+    model's output is B. Raises ValueError for a model that is not converted.
     """
     if not feedback_layers(model):
-        raise ValueError("the model has no feedback weights: convert it, by rule fa or kp, then check it")
+        raise ValueError("the model has no feedback weights: convert it, by rule fa, say, then check it")
     found, called = _gradients(copy.deepcopy(model), inputs)
     reference = copy.deepcopy(model).double()
     copies: dict[nn.Parameter, nn.Parameter] = {}  # layers that share a weight share its copy
+    sent: list[Tensor] = []
+    reference.register_forward_hook(lambda model, args, output: sum(sent, output) if sent else output)
     for layer in feedback_layers(reference).values():
-        _make_explicit(layer, copies.setdefault(layer.weight, nn.Parameter(layer.weight.detach().clone())))
+        _make_explicit(layer, sent, copies.setdefault(layer.weight, nn.Parameter(layer.weight.detach().clone())))
     others = [m for m in reference.modules() if m not in feedback_layers(reference).values()]
     elsewhere = {p for module in others for p in module.parameters(recurse=False)}  # as a tied embedding, say
     expected, _ = _gradients(reference, inputs)
@@ -57,11 +60,17 @@ def _gradients(model: nn.Module, inputs: tuple) -> tuple[dict[str, Tensor | None
     return {name: p.grad for name, p in model.named_parameters()}, called
 
 
-def _make_explicit(layer: nn.Module, weight: nn.Parameter) -> None:
-    """Give the layer a forward pass whose derivatives are the rule's, by autograd alone, with `weight` for W."""
+def _make_explicit(layer: nn.Module, sent: list[Tensor], weight: nn.Parameter) -> None:
+    """Give the layer a forward pass whose derivatives are the rule's, by autograd alone, with `weight` for W; under dfa
+    it puts into `sent` what is added to the output of the model.
+    """
     product = F.linear if isinstance(layer, FeedbackLinear) else layer._conv_forward
 
     def forward(x: Tensor) -> Tensor:
+        if layer.broadcast:
+            back = torch.einsum("n...,o...->no", x, layer.feedback)
+            sent.append(back - back.detach())
+            return product(x.detach(), weight, layer.bias)
         back = product(x, layer.feedback, None)
         return product(x.detach(), weight, layer.bias) + (back - back.detach())
 

@@ -3,6 +3,8 @@
 With a_l = W_l h_{l-1} and the error signal δ_l = ∂L/∂a_l, backpropagation sends Wᵀ_l δ_l down and feedback alignment
 sends Bᵀ_l δ_l (Lillicrap et al. 2016; arXiv:2606.11123, eq. on p. 3). B has the shape of W, so that B = W *is*
 backpropagation, to the bit. The gradients of W and of the bias stay the local ones, δ_l h_{l-1}ᵀ and δ_l.
+
+Direct feedback alignment sends Bᵀ_l e down, e = ∂L/∂output [n, outputs], with B_l [outputs, *shape of one h_{l-1}].
 """
 
 from collections.abc import Callable
@@ -59,6 +61,58 @@ class _Conv2d(torch.autograd.Function):
         return grad_x, None if grad is None else grad.to(ctx.dtype), None, grad_bias, None, None, None
 
 
+class _Direct(torch.autograd.Function):
+    """Zeros [n, outputs] in the place of x [n, ...]: what is sent back to them, e, goes to x through `feedback`."""
+
+    @staticmethod
+    def forward(ctx, x, feedback, dtype):
+        ctx.save_for_backward(feedback)
+        return x.new_zeros((len(x), len(feedback)), dtype=dtype)
+
+    @staticmethod
+    def backward(ctx, error):
+        _refuse_second_derivative()
+        (feedback,) = ctx.saved_tensors
+        last = feedback.dim() == 4 and feedback.is_contiguous(memory_format=torch.channels_last)
+        b = feedback.movedim(1, -1) if last else feedback  # as it lies in memory, so that nothing is copied
+        sent = (error @ b.flatten(1)).view(len(error), *b.shape[1:])
+        return sent.movedim(-1, 1) if last else sent, None, None
+
+
+class Broadcast:
+    """What brings e, the gradient of the loss by a model's output, to each of its layers.
+
+    A layer adds zeros to the output whose derivative by its input is B, and is cut off from what is below otherwise: so
+    autograd itself brings e there, compiled or not. `sent` holds the zeros of a pass, and nothing between two.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.sent: dict[nn.Module, Tensor] | None = None
+        model.register_forward_pre_hook(self.begin)
+        model.register_forward_hook(self.end)
+
+    def begin(self, model: nn.Module, args: tuple) -> None:
+        self.sent = {}
+
+    def cut(self, layer: "_Feedback", x: Tensor) -> Tensor:
+        """x without the way down, which is e's alone. Raises RuntimeError where e cannot come, or not once."""
+        if self.sent is None:
+            raise RuntimeError("a layer of dfa is called outside of its model: call, or checkpoint, the whole")
+        if layer in self.sent:
+            raise RuntimeError("a layer of dfa is called twice in a pass, but its B is for one input alone")
+        dtype = _autocast(x) or x.dtype  # of e in the product with B
+        self.sent[layer] = _Direct.apply(x, layer._cast(Tensor.to, dtype), dtype)
+        return x.detach()
+
+    def end(self, model: nn.Module, args: tuple, output: object) -> object:
+        """The output with the zeros added. Raises RuntimeError if it is not a matrix of one row per input."""
+        sent, self.sent = self.sent, None
+        for zeros in sent.values():
+            if not isinstance(output, Tensor) or output.shape != zeros.shape:
+                raise RuntimeError(f"the model's output is not the matrix {[*zeros.shape]} that a layer's B is for")
+        return output + torch.stack([*sent.values()]).sum(0).to(output.dtype) if sent else output
+
+
 def _autocast(x: Tensor) -> torch.dtype | None:
     """The type that autocast gives to products of x; None where it leaves them alone."""
     device = x.device.type
@@ -71,6 +125,7 @@ class _Feedback:
 
     feedback: Tensor
     called = False
+    broadcast: Broadcast | None = None  # under dfa: what brings e, which then goes through B in the place of δ
 
     def _plain(self) -> bool:
         """Whether nothing will be sent back through this layer. Raises RuntimeError under tracing."""
@@ -106,6 +161,8 @@ class FeedbackLinear(_Feedback, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if self._plain():
             return nn.Linear.forward(self, x)
+        if self.broadcast:
+            return nn.Linear.forward(self, self.broadcast.cut(self, x))
         rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
         weight, feedback, bias, dtype = self.weight, self.feedback, self.bias, _autocast(x)
         if dtype is not None:  # as autocast would cast them for a product: it is off in a Function's backward pass
@@ -151,7 +208,10 @@ class FeedbackConv2d(_Feedback, Conv2d):
     """`nn.Conv2d` whose error signal travels back through the buffer `feedback` [out, in / groups, kh, kw]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._convolve(x, feeds_back=not self._plain())
+        plain = self._plain()
+        if self.broadcast and not plain:
+            return self._convolve(self.broadcast.cut(self, x), feeds_back=False)
+        return self._convolve(x, feeds_back=not plain)
 
 
 FEEDBACK_LAYERS = {nn.Linear: FeedbackLinear, nn.Conv2d: FeedbackConv2d, Conv2d: FeedbackConv2d}

@@ -4,18 +4,20 @@ A rule holds no state: what it adds to a model, feedback weights above all, is i
 checkpoint is complete. A new rule is a class here, its name in RULES, and the name in `config.Settings.rule`.
 """
 
-from collections.abc import Callable, Iterator
+import math
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from rankcollapse.library.feedback import FEEDBACK_LAYERS, Conv2d, feedback_layers
+from rankcollapse.library import updates
+from rankcollapse.library.feedback import FEEDBACK_LAYERS, Broadcast, Conv2d, feedback_layers
+from rankcollapse.library.laws import Init
 from rankcollapse.library.norms import NORMS
-
-Init = Callable[[Tensor, torch.Generator], object]
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class Backpropagation:
 
     learns: Literal["all", "norm", "classifier"] = "all"
 
-    def attach(self, model: nn.Module, generator: torch.Generator | None, init: Init | None) -> None:
-        """Make the model learn by this rule, in place."""
+    def attach(self, model: nn.Module, generator: Generator | None, init: Init | None, example: object = None) -> None:
+        """Make the model learn by this rule, in place. `example`: inputs, for a rule that wants to know shapes."""
         for module in model.modules():
             if type(module) is nn.Conv2d:
                 module.__class__ = Conv2d
@@ -51,26 +53,77 @@ class FeedbackAlignment(Backpropagation):
     law, whatever initialisation the model's author chose.
     """
 
-    def attach(self, model: nn.Module, generator: torch.Generator | None, init: Init | None) -> None:
+    def attach(self, model: nn.Module, generator: Generator | None, init: Init | None, example: object = None) -> None:
         if generator is None:
             raise ValueError("feedback weights are drawn at random: pass generator=torch.Generator().manual_seed(...)")
-        for layer in _reachable(model):
-            layer.__class__ = FEEDBACK_LAYERS[type(layer)]
-            weight = layer.weight.detach()
-            if init is None:
-                order = torch.randperm(weight.numel(), generator=generator, device=generator.device)
-                drawn = weight.flatten()[order.to(weight.device)].view(weight.shape)
-            else:
-                drawn = torch.empty(weight.shape, dtype=weight.dtype)
-                init(drawn, generator)
+        layers = _reachable(model)
+        shapes = self._shapes(model, layers, example)
+        for layer in layers.values():
             # In the state dict, so that a checkpoint is complete; not a parameter, so that no optimiser sees it.
-            # Laid out in memory as W is: a product with B then costs what one with W costs.
-            layer.register_buffer("feedback", torch.empty_like(weight).copy_(drawn))
+            drawn = _draw(layer.weight.detach(), shapes[layer], generator, init)
+            layer.__class__ = FEEDBACK_LAYERS[type(layer)]
+            layer.register_buffer("feedback", drawn)
+        self._extend(model, generator)
         super().attach(model, generator, init)
         model.register_forward_hook(_guard)
         for name, layer in feedback_layers(model).items():
             if layer.weight.requires_grad:
                 _watch(name, layer)
+
+    def _shapes(self, model: nn.Module, layers: dict[str, nn.Module], example: object) -> dict[nn.Module, torch.Size]:
+        """The shape of each layer's B."""
+        return {layer: layer.weight.shape for layer in layers.values()}
+
+    def _extend(self, model: nn.Module, generator: Generator) -> None:
+        """Add what the rule has beside B."""
+
+
+def _draw(weight: Tensor, shape: torch.Size, generator: Generator, init: Init | None) -> Tensor:
+    """A B of this shape. Of another than W's, without `init`: entries of W, on the scale of as many inputs as B has."""
+    alike, options = shape == weight.shape, {"generator": generator, "device": generator.device}
+    if init is not None:
+        drawn = torch.empty(shape, dtype=weight.dtype)
+        init(drawn, generator)
+    elif alike:
+        drawn = weight.flatten()[torch.randperm(weight.numel(), **options).to(weight.device)].view(shape)
+    else:
+        drawn = weight.flatten()[torch.randint(weight.numel(), shape, **options).to(weight.device)]
+        drawn = drawn * math.sqrt(weight[0].numel() / math.prod(shape[1:]))
+    # Laid out in memory as W is: a product with B then costs what one with W costs.
+    return (torch.empty_like(weight) if alike else weight.new_empty(shape)).copy_(drawn)
+
+
+@dataclass(frozen=True)
+class DirectFeedbackAlignment(FeedbackAlignment):
+    """Through Bᵀ the output's error goes straight to the input of every layer, in place of what the layer would send
+    there (Nøkland 2016, arXiv:1609.01596). What lies between two layers passes errors on as it is.
+    B [outputs, *shape of the layer's input] is drawn by feedback alignment's law; the classifier's is as that one's.
+    """
+
+    def _extend(self, model: nn.Module, generator: Generator) -> None:
+        broadcast = Broadcast(model)
+        for layer in feedback_layers(model).values():
+            layer.broadcast = broadcast
+
+    def _shapes(self, model: nn.Module, layers: dict[str, nn.Module], example: object) -> dict[nn.Module, torch.Size]:
+        """From a pass of `example` in eval mode, which leaves no trace. Raises ValueError for what does not fit."""
+        if example is None:
+            raise ValueError("direct feedback has the shapes of the layers' inputs: pass example=, inputs of the model")
+        seen: dict[nn.Module, list[torch.Size]] = {layer: [] for layer in layers.values()}
+        with torch.random.fork_rng(), torch.no_grad(), ExitStack() as after:
+            for layer in seen:
+                hook = layer.register_forward_pre_hook(lambda layer, args: seen[layer].append(args[0].shape))
+                after.callback(hook.remove)
+            for module in model.modules():
+                after.callback(setattr, module, "training", module.training)
+            output = model.eval()(*(example if isinstance(example, tuple) else (example,)))
+        if not isinstance(output, Tensor) or output.dim() != 2:
+            raise ValueError("the model's output is not a matrix [batch, outputs], whose error direct feedback sends")
+        for name, layer in layers.items():
+            if [shape[0] for shape in seen[layer]] != [len(output)]:
+                what = f"layer {name!r} has inputs {[[*shape] for shape in seen[layer]]} in a batch of {len(output)}"
+                raise ValueError(f"{what}, but direct feedback takes one, [batch, ...]")
+        return {layer: torch.Size((output.shape[1], *shapes[0][1:])) for layer, shapes in seen.items()}
 
 
 @dataclass(frozen=True)
@@ -79,8 +132,7 @@ class KolenPollack(FeedbackAlignment):
     al., arXiv:1904.05391): B - W shrinks by that decay at each step. Without decay it stays.
     """
 
-    def attach(self, model: nn.Module, generator: torch.Generator | None, init: Init | None) -> None:
-        super().attach(model, generator, init)
+    def _extend(self, model: nn.Module, generator: Generator) -> None:
         for layer in feedback_layers(model).values():
             layer.register_buffer("before", layer.weight.detach().clone())  # W before the step
 
@@ -91,10 +143,83 @@ class KolenPollack(FeedbackAlignment):
             layer.before.copy_(layer.weight)
 
 
+@dataclass(frozen=True)
+class SignSymmetry(FeedbackAlignment):
+    """B has the signs of W as it is, those of a zero too, and `magnitudes` of the law that feedback alignment draws B
+    from: of each layer one alone, their root mean square (usf), each drawn anew after each step (brsf), or once (frsf)
+    (Liao et al. 2016, arXiv:1510.05067; names of Sanfiz & Akrout 2021, arXiv:2108.13446).
+    """
+
+    magnitudes: Literal["uniform", "redrawn", "fixed"] = "uniform"
+
+    def _extend(self, model: nn.Module, generator: Generator) -> None:
+        for layer in feedback_layers(model).values():
+            if self.magnitudes == "uniform":
+                layer.feedback.fill_(layer.feedback.square().mean().sqrt())
+            elif self.magnitudes == "redrawn":
+                layer.register_buffer("magnitudes", layer.feedback.abs().flatten())  # to draw from, with replacement
+            layer.feedback.copysign_(layer.weight.detach())
+        if self.magnitudes == "redrawn":
+            _remember_draws(model, generator)
+
+    @torch.no_grad()
+    def after_step(self, model: nn.Module, keep: float) -> None:
+        draw = _next_draw(model) if self.magnitudes == "redrawn" else None
+        for layer in feedback_layers(model).values():
+            if draw:
+                law = layer.magnitudes  # int32 is drawn and looked up in a third of the time
+                which = torch.randint(len(law), law.shape, dtype=torch.int32, **draw)
+                layer.feedback.copy_(law.index_select(0, which).view(layer.feedback.shape))
+            layer.feedback.copysign_(layer.weight)
+
+
+@dataclass(frozen=True)
+class WeightMirror(FeedbackAlignment):
+    """B learns W from noise: B ← (1 - decay) B + rate mean(y xᵀ), y = W x (Akrout et al. 2019, arXiv:1904.05391).
+
+    After each step each layer alone sees `patches` normal x of unit variance, as long as a row of the flattened W. B
+    tends to rate / decay times W, but for noise, √(decay / 2 * length / patches) of W, and lags by 1 / decay steps.
+    """
+
+    rate: float = 0.01
+    decay: float = 0.01
+    patches: int = 64
+
+    def _extend(self, model: nn.Module, generator: Generator) -> None:
+        _remember_draws(model, generator)
+
+    @torch.no_grad()
+    def after_step(self, model: nn.Module, keep: float) -> None:
+        draw = _next_draw(model)
+        for layer in feedback_layers(model).values():
+            weight = updates.flatten(layer.weight, layer.weight)
+            x = torch.randn(self.patches, weight.shape[1], dtype=weight.dtype, **draw)
+            learnt = updates.unflatten((x @ weight.t()).t() @ x, layer.weight)
+            layer.feedback.mul_(1 - self.decay).add_(learnt, alpha=self.rate / self.patches)
+
+
+def _remember_draws(model: nn.Module, generator: Generator) -> None:
+    """A buffer [seed, draws so far], from which draws after steps are made: a model that is loaded goes on."""
+    seed = torch.randint(2**53, (), generator=generator, device=generator.device)
+    model.register_buffer("draws", torch.tensor([int(seed), 0], device=next(model.parameters()).device))
+
+
+def _next_draw(model: nn.Module) -> dict:
+    """Where the draws after this step come from, and on what device they are."""
+    seed = int(model.draws.sum())
+    model.draws[1] += 1
+    return {"generator": torch.Generator(model.draws.device).manual_seed(seed), "device": model.draws.device}
+
+
 RULES: dict[str, Backpropagation] = {
     "bp": Backpropagation(),
     "fa": FeedbackAlignment(),
+    "dfa": DirectFeedbackAlignment(),
     "kp": KolenPollack(),
+    "usf": SignSymmetry("all", "uniform"),
+    "brsf": SignSymmetry("all", "redrawn"),
+    "frsf": SignSymmetry("all", "fixed"),
+    "wm": WeightMirror(),
     "frozen": Backpropagation(learns="classifier"),
     "frozen-fa": FeedbackAlignment(learns="norm"),
     "frozen-bp": Backpropagation(learns="norm"),
@@ -106,8 +231,10 @@ def through(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
     """Within this context errors travel back through `weights`, by name of a layer, in place of B."""
     with ExitStack() as after:
         for name, layer in feedback_layers(model).items():
-            after.callback(setattr, layer, "feedback", layer.feedback)
+            for key in ("feedback", "broadcast"):
+                after.callback(setattr, layer, key, getattr(layer, key))
             layer.feedback = weights[name].detach()
+            layer.broadcast = None if weights[name] is layer.weight else layer.broadcast  # through W goes δ, never e
         yield
 
 
@@ -117,24 +244,69 @@ def exact_feedback(model: nn.Module) -> AbstractContextManager[None]:
 
 
 def convert(
-    model: nn.Module, rule: str = "fa", generator: torch.Generator | None = None, init: Init | None = None
+    model: nn.Module,
+    rule: str | Backpropagation = "fa",
+    generator: Generator | None = None,
+    init: Init | None = None,
+    optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
+    example: object = None,
 ) -> nn.Module:
-    """Make `model` learn by `rule`, one of RULES, and return it. `kp` also wants its `after_step` after each step.
+    """Make `model` learn by `rule`, one of RULES or a rule of one's own, and return it.
 
     Linear and Conv2d layers, at any depth, get feedback weights of their own. They change in place (their class and a
     buffer, `feedback`); parameters, hooks and names stay, so an optimiser made before still holds. `generator` draws B
     layer by layer in the order of `model.modules()`; the global random state is not touched. `init(tensor, generator)`
-    fills a tensor from the law of the forward initialisation.
+    fills a tensor from the law of the forward initialisation, or of another law of B, see `laws`.
 
-    Raises ValueError for an unknown rule, a missing generator, a model that is converted already, and any layer whose
-    weights would silently go on learning by backpropagation (transposed or 1-D convolutions, attention, ...). What only
-    shows when the model runs raises RuntimeError there: a weight used without calling its layer, `torch.vmap`, a second
-    derivative, tracing. `rankcollapse.check` compares the whole with an explicit reference.
+    Rules that act after each step (kp, usf, brsf, frsf, wm) do so at the steps of `optimizer`; of several, stepped in
+    their order, at those of the last that holds a converted weight. Without it a warning says what to call. `dfa` runs
+    the model once on `example`, inputs or a tuple of them, for the shapes of its B.
+
+        >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> optimizer = torch.optim.AdamW(model.parameters())
+        >>> model = convert(model, "kp", torch.Generator().manual_seed(0), optimizer=optimizer)
+
+    Raises ValueError for an unknown rule, a missing generator or example, a model that is converted already, optimisers
+    of other weights, and any layer whose weights would go on by backpropagation (transposed or 1-D convolutions, ...).
+    What only shows when the model runs raises RuntimeError there: a weight used without calling its layer, a second
+    derivative, `torch.vmap`, tracing. `rankcollapse.check` compares the whole with an explicit reference.
     """
-    if rule not in RULES:
+    if isinstance(rule, str) and rule not in RULES:
         raise ValueError(f"rule is {rule!r}; it must be one of {', '.join(RULES)}")
-    RULES[rule].attach(model, generator, init)
+    chosen = RULES[rule] if isinstance(rule, str) else rule
+    chosen.attach(model, generator, init, example)
+    if type(chosen).after_step is Backpropagation.after_step:
+        return model
+    if optimizer is None:
+        mend = f"rule {rule!r} acts after each step: pass optimizer=, or call its after_step(model, keep)"
+        warnings.warn(mend, stacklevel=2)
+    else:
+        _follow([optimizer] if isinstance(optimizer, torch.optim.Optimizer) else [*optimizer], model, chosen)
     return model
+
+
+def _follow(optimizers: list[torch.optim.Optimizer], model: nn.Module, rule: Backpropagation) -> None:
+    """Call the rule's `after_step` at the end of each step of the last optimiser that holds weights of its layers."""
+    weights = {layer.weight for layer in feedback_layers(model).values()}
+
+    def holding() -> list[tuple[torch.optim.Optimizer, dict]]:
+        return [(o, group) for o in optimizers for group in o.param_groups if weights.intersection(group["params"])]
+
+    def after(*_: object) -> None:
+        kept = {_keep(*held) for held in holding()}
+        if len(kept) > 1 and isinstance(rule, KolenPollack):
+            raise ValueError(f"decay leaves {sorted(kept)} of the weights, but under kp it must be the same of all")
+        rule.after_step(model, kept.pop())
+
+    if not holding():
+        raise ValueError("no optimizer holds a weight of the model's layers: make it from the model's parameters")
+    holding()[-1][0].register_step_post_hook(after)
+
+
+def _keep(optimizer: torch.optim.Optimizer, group: dict) -> float:
+    """The factor that decay leaves of a group's weights in a step; decay that is part of the gradient is W's update."""
+    apart = isinstance(optimizer, updates.MomentumSGD | torch.optim.Muon) or group.get("decoupled_weight_decay")
+    return 1 - float(group["lr"]) * group["weight_decay"] if apart else 1.0
 
 
 def _guard(model: nn.Module, args: tuple, output: object) -> None:
@@ -183,9 +355,9 @@ _UNREACHED = (
 )  # fmt: skip
 
 
-def _reachable(model: nn.Module) -> list[nn.Module]:
-    """The layers to convert. Raises ValueError for any that cannot be."""
-    layers = []
+def _reachable(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers to convert, by name. Raises ValueError for any that cannot be."""
+    layers = {}
     for name, module in model.named_modules():
         layer, own = f"layer {name or 'model'!r}", list(module.parameters(recurse=False))
         if type(module) in FEEDBACK_LAYERS.values():
@@ -194,7 +366,7 @@ def _reachable(model: nn.Module) -> list[nn.Module]:
             raise ValueError(f"{layer} has no weights yet: initialise the model, then convert it")
         matrix = any(sum(n > 1 for n in p.shape) > 1 for p in own)
         if type(module) in FEEDBACK_LAYERS:
-            layers.append(module)
+            layers[name] = module
         elif isinstance(module, _UNREACHED) or (matrix and not isinstance(module, _EXACT)):
             what = f"{layer} is a {type(module).__name__}, whose weights feedback cannot reach"
             raise ValueError(f"{what}: only nn.Linear and nn.Conv2d themselves have feedback weights")

@@ -137,13 +137,16 @@ class Signals:
 
     `alignment` and `norms` have rows of (quantity, layer, step, value). The cosines are that of W and B (`weight`), and
     of the run's gradient and the BP gradient of the same batch (`gradient`), each also with an untrained B in place of
-    the run's (`weight_null`, `gradient_null`). The norms are the root mean square of h (`activation`), the Frobenius
-    norms of W (`weight`), of the run's gradient (`gradient`) and of the BP gradient (`reference`), and what the last
-    step added to W, its rate times its direction and decay aside, over W after it (`relative_update`).
+    the run's (`weight_null`, `gradient_null`). Under dfa there is no cosine of W and B. The norms are the root mean
+    square of h (`activation`), the Frobenius norms of W (`weight`), of the run's gradient (`gradient`) and of the BP
+    gradient (`reference`), and what the last step added to W, its rate times its direction and decay aside, over W
+    after it (`relative_update`).
     """
 
-    def __init__(self, model: nn.Module, batch: tuple[Tensor, Tensor], null: Callable[[int], torch.Generator]):
-        """batch: inputs [n, ...], not sorted by class, and labels. null: of a step, what draws its untrained B."""
+    def __init__(
+        self, model: nn.Module, batch: tuple[Tensor, Tensor], null: Callable[[int], Callable[[Tensor], object]]
+    ):
+        """batch: inputs [n, ...], not sorted by class, and labels. null: of a step, what fills its untrained B."""
         self.model, self.batch, self.null = model, batch, null
         self.weights = models.matrices(model)
         self.learning = {name: w for name, w in self.weights.items() if w.requires_grad}
@@ -210,15 +213,19 @@ class Signals:
         feedback = {name: layer.feedback for name, layer in feedback_layers(self.model).items()}
         if not feedback:
             return gradients
+        direct = any(layer.broadcast for layer in feedback_layers(self.model).values())
         with rules.exact_feedback(self.model):
             *_, exact = self._passes()
-        draw = self.null(step)
-        fresh = {name: models.init_weight(torch.empty(w.shape), draw).to(w) for name, w in self.weights.items()}
+        fill = self.null(step)
+        fresh = {name: torch.empty(b.shape) for name, b in feedback.items()}
+        for b in fresh.values():
+            fill(b)
+        fresh = {name: b.to(self.weights[name]) for name, b in fresh.items()}
         with rules.through(self.model, fresh):
             *_, untrained = self._passes()
         for kind, b, found in (("", feedback, gradients), ("_null", fresh, untrained)):
             # No error is sent below the first layer: its B is never used. The classifier's gradient is always exact.
-            weight = cosines({name: (w, b[name]) for name, w in [*self.weights.items()][1:]})
+            weight = cosines({name: (w, b[name]) for name, w in [*self.weights.items()][1:] if not direct})
             hidden = [*self.weights][:-1]
             gradient = cosines({name: (found[name], exact[name]) for name in hidden}, pooled=hidden)
             for quantity, values in (("weight", weight), ("gradient", gradient)):
