@@ -22,6 +22,7 @@ from rankcollapse.library.feedback import feedback_layers
 
 NETS = ["mlp", "cnn", "resnet18"]
 SHAPE = 3, 32, 32
+pytestmark = pytest.mark.filterwarnings("ignore:rule 'kp' acts after each step")
 
 
 @pytest.fixture(autouse=True)
