@@ -25,6 +25,21 @@ class Mine(FeedbackAlignment):
 
 RULES["mine"] = Mine()
 '''
+NORM = '''
+
+def plain(channels: int, convolutional: bool) -> nn.Module:
+    """Of each image, without a gain or a shift."""
+    return nn.GroupNorm(1, channels, affine=False)
+
+
+NORMALIZATIONS["plain"] = plain
+'''
+UPDATE = '''
+
+def half(update: Tensor) -> Tensor:
+    """Half the update."""
+    return update / 2
+'''
 ARCHITECTURE = '''
 
 def tower(shape: tuple[int, int, int], classes: int, width: int, storeys: int, normalization: str) -> nn.Module:
@@ -95,6 +110,11 @@ STUDY = {
     "arms": {"bp": {"lr": 0.05}, "fa+mine": {"lr": 0.05}},
     "cost": {"cpu": 10000, "cuda": 10000, "mem_mb": 1500, "disk_mb": 1},
 }
+OTHER = STUDY | {
+    "name": "other",
+    "run": {"architecture": "mlp", "width": 8, "depth": 1},
+    "arms": {"fa": {"lr": 0.05, "normalization": "plain", "update": "half"}},
+}
 
 
 def replace(path: Path, old: str, new: str) -> None:
@@ -119,21 +139,35 @@ def changed(tmp_path_factory) -> Path:
     """A project with one of each added, its tiny grid run."""
     folder = copy_project(tmp_path_factory.mktemp("changed"))
     before, files = snapshot(folder), named((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert set(files) == {"arm", "learning rule", "architecture", "data set", "figure", "claim"}
+    assert set(files) == {
+        "arm",
+        "learning rule",
+        "normalisation",
+        "update",
+        "architecture",
+        "data set",
+        "figure",
+        "claim",
+    }
     append(folder / "rankcollapse/library/rules.py", RULE)
+    append(folder / "rankcollapse/library/norms.py", NORM)
+    append(folder / "rankcollapse/library/updates.py", UPDATE)
     append(folder / "rankcollapse/library/models.py", ARCHITECTURE)
     append(folder / "rankcollapse/experiment/datasets.py", DATA)
     append(folder / "paper/claims.yaml", CLAIM)
     (folder / "rankcollapse/render/figures/losses.py").write_text(FIGURE, encoding="utf-8")
     replace(folder / "rankcollapse/experiment/config.py", '"resnet18"] = Field', '"resnet18", "tower"] = Field')
     replace(folder / "rankcollapse/experiment/config.py", '"frozen-bp"] = Field', '"frozen-bp", "mine"] = Field')
+    replace(folder / "rankcollapse/experiment/config.py", '"whiten"] = Field', '"whiten", "plain"] = Field')
+    replace(folder / "rankcollapse/experiment/config.py", '"sign"] = Field', '"sign", "half"] = Field')
+    replace(folder / "rankcollapse/experiment/config.py", '"top_r", "full_rank"),', '"top_r", "full_rank", "half"),')
     knob = '    storeys: int = Field(1, ge=1, description="layers of the tower")\n    stem:'
     replace(folder / "rankcollapse/experiment/config.py", "    stem:", knob)
     replace(folder / "config.yaml", "  # The interventions on", ARM + "  # The interventions on")
     preset = yaml.safe_load((folder / "presets/demo.yaml").read_text(encoding="utf-8"))
     small = yaml.safe_load((folder / "tests/tiny.yaml").read_text(encoding="utf-8"))
     run = {**preset["run"], **small["run"], "validation_images": 40, "tuning_images": 0}
-    preset = {**preset, "run": run, "studies": [STUDY]}
+    preset = {**preset, "run": run, "studies": [STUDY, OTHER]}
     (folder / "presets/demo.yaml").write_text(yaml.safe_dump(preset), encoding="utf-8")
     touched = {str(path) for path, content in snapshot(folder).items() if before.get(path) != content}
     allowed = set.union(*files.values())
@@ -145,6 +179,12 @@ def changed(tmp_path_factory) -> Path:
 
 def test_the_new_arm_rule_architecture_and_data_set_are_trained_and_in_every_table(changed):
     runs = pd.read_csv(changed / "results/demo/tables/runs.csv")
+    other = runs[runs["study"] == "other"]
+    assert (set(other["normalization"]), set(other["update"]), set(other["outcome"])) == (
+        {"plain"},
+        {"half"},
+        {"finished"},
+    )
     mine = runs[runs["arm"] == "fa+mine"]
     assert set(mine["rule"]) == {"mine"}
     assert set(runs["dataset"]) == {"waves"}

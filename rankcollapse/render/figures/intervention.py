@@ -7,11 +7,11 @@ from rankcollapse.render.text import over
 SHOWN = "intervention and not ladder"
 SPREAD = "bars"
 OVER = ended
-UPDATES = ["top_r", "full", "full_rank", "polar", "frobenius", "spectral", "sign"]
+ORDER = {"top_r": 0, "full": 1}  # of an update in its rule, others after these
 
 
 def data(tables):
-    runs = tables["runs"].assign(kind=tables["runs"]["update"].map(UPDATES.index))
+    runs = tables["runs"].assign(kind=tables["runs"]["update"].map(ORDER).fillna(2))
     rates = runs.groupby(ARM)["lr"].transform("first")  # a missing run has none yet
     runs["name"] = runs["arm"] + " (lr " + rates.map("{:g})".format)
     return runs.sort_values(["rule", "kind", "rank"], kind="stable")
