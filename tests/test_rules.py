@@ -558,7 +558,7 @@ def test_a_weight_mirror_learns_the_direction_of_w_and_its_scale_from_noise_alon
             assert cosine(layer.feedback, layer.weight) > 0.99, name
             error = (layer.feedback - rate / decay * layer.weight).norm() / (rate / decay * layer.weight.norm())
             expected = math.sqrt(decay / 2 * (layer.weight[0].numel() + 1) / 64)
-            assert float(error) == pytest.approx(expected, rel=0.5 if layer.weight.numel() > 100 else 0.9), name
+            assert error.item() == pytest.approx(expected, rel=0.5 if layer.weight.numel() > 100 else 0.9), name
 
 
 def cosine(a, b):
