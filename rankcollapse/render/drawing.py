@@ -51,7 +51,7 @@ def shown_tables(folder: Path, tuned: Path, shown: str, arms: dict[str, dict], s
     runs, order = tables["runs"], {"study": [*studies], "arm": [*arms]}
     runs = runs[runs["study"].isin(studies)]
     changed = runs.loc[runs["update"] != "full", "study"]
-    aligned = runs.loc[runs["arm"].isin(select(tables["alignment"], quantity="weight")["arm"]), "rule"]
+    aligned = runs.loc[runs["arm"].isin(select(tables["alignment"], quantity="gradient")["arm"]), "rule"]
     runs = runs.assign(intervention=runs["study"].isin(changed), aligned=runs["rule"].isin(aligned))
     runs = runs.assign(ladder=runs["learning_blocks"].notna(), control=runs["rule"].str.startswith("frozen"))
     kinds = runs.groupby(["study", "dataset", "optimizer", "normalization"])
