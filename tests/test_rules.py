@@ -1,7 +1,6 @@
 """Learning rules: what they add to a model, what learns under them, and what they refuse."""
 
 import copy
-import doctest
 import math
 import pickle
 import shutil
@@ -609,11 +608,6 @@ def test_a_state_dict_holds_all_that_a_rule_goes_on_with(ruled, tiny, rule, glob
 
 
 # ---- rules that follow an optimiser ----
-
-
-def test_the_example_of_convert_runs():
-    tried = doctest.testmod(rules)
-    assert (tried.failed, tried.attempted) == (0, 3)
 
 
 def steps(net, optimizers, count=3, act=lambda: None):

@@ -1,7 +1,6 @@
 """The updates against torch's own optimisers, numpy and scipy, and what each optimiser of a run takes."""
 
 import copy
-import doctest
 import io
 import math
 from functools import partial
@@ -497,13 +496,11 @@ def test_a_run_goes_on_from_a_state_that_was_written_to_the_same_bits(kind, dtyp
     assert all(p.isfinite().all() for p in whole)
 
 
-def test_the_defaults_of_muon_are_those_of_its_author_and_the_examples_of_its_docstrings_run():
+def test_the_defaults_of_muon_are_those_of_its_author():
     ours, theirs = (weights() for _ in range(2))
     run(Muon(ours, lr=0.1), ours)
     run(Muon(theirs, 0.1, 0.95, 0.0, 5, "original", torch.bfloat16, None), theirs)
     assert all(torch.equal(p, q) for p, q in zip(ours, theirs, strict=True))
-    examples = doctest.testmod(updates)
-    assert (examples.failed, examples.attempted > 5) == (0, True)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])

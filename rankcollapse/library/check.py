@@ -19,6 +19,11 @@ def check(model: nn.Module, *inputs: object) -> list[str]:
     reference, plain autograd in float64, a layer's output is W h, its derivative by h is B, and its W is a copy: a
     gradient that reaches the original took another way. Under dfa its derivative by h is 0, and that of the
     model's output is B. Raises ValueError for a model that is not converted.
+
+    >>> from rankcollapse import convert
+    >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> check(convert(net, "fa", torch.Generator().manual_seed(0)), torch.ones(5, 4))
+    []
     """
     if not feedback_layers(model):
         raise ValueError("the model has no feedback weights: convert it, by rule fa, say, then check it")

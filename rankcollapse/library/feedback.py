@@ -156,7 +156,16 @@ class _Feedback:
 
 
 class FeedbackLinear(_Feedback, nn.Linear):
-    """`nn.Linear` (any leading dimensions) whose error signal travels back through the buffer `feedback` [out, in]."""
+    """`nn.Linear` (any leading dimensions) whose error signal travels back through the buffer `feedback` [out, in].
+
+    `convert` makes it of an `nn.Linear`, and gives it its B.
+
+    >>> from rankcollapse import convert
+    >>> layer = convert(nn.Linear(3, 1), "fa", torch.Generator().manual_seed(0))
+    >>> x = torch.ones(1, 3, requires_grad=True)
+    >>> bool((torch.autograd.grad(layer(x).sum(), x)[0] == layer.feedback).all())
+    True
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         if self._plain():
@@ -205,7 +214,12 @@ class Conv2d(nn.Conv2d):
 
 
 class FeedbackConv2d(_Feedback, Conv2d):
-    """`nn.Conv2d` whose error signal travels back through the buffer `feedback` [out, in / groups, kh, kw]."""
+    """`nn.Conv2d` whose error signal travels back through the buffer `feedback` [out, in / groups, kh, kw].
+
+    >>> from rankcollapse import convert
+    >>> convert(nn.Conv2d(4, 6, 3, groups=2), "fa", torch.Generator().manual_seed(0)).feedback.shape
+    torch.Size([6, 2, 3, 3])
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         plain = self._plain()

@@ -16,7 +16,13 @@ Init = Callable[[Tensor, Generator], object]
 
 
 def scaled(law: Init, factor: float) -> Init:
-    """Every entry times `factor`."""
+    """Every entry times `factor`.
+
+    >>> b = torch.empty(1, 2)
+    >>> scaled(lambda tensor, generator: tensor.fill_(1), 3)(b, torch.Generator())
+    >>> b
+    tensor([[3., 3.]])
+    """
 
     def init(tensor: Tensor, generator: Generator) -> None:
         law(tensor, generator)
@@ -26,7 +32,13 @@ def scaled(law: Init, factor: float) -> Init:
 
 
 def orthogonal(law: Init) -> Init:
-    """Uniform among the matrices whose singular values are all alike (Saxe et al. 2014, arXiv:1312.6120)."""
+    """Uniform among the matrices whose singular values are all alike (Saxe et al. 2014, arXiv:1312.6120).
+
+    >>> b = torch.empty(2, 3)
+    >>> orthogonal(lambda tensor, generator: tensor.fill_(1))(b, torch.Generator().manual_seed(0))
+    >>> (b @ b.T).allclose(3 * torch.eye(2), atol=1e-5)
+    True
+    """
 
     def change(drawn: Tensor, generator: Generator) -> Tensor:
         q, r = torch.linalg.qr(torch.randn(max(drawn.shape), min(drawn.shape), generator=generator))
@@ -37,7 +49,13 @@ def orthogonal(law: Init) -> Init:
 
 
 def low_rank(law: Init, rank: int) -> Init:
-    """A product of normal factors [out, rank] and [rank, rest]. It raises InputError for a rank beyond a matrix."""
+    """A product of normal factors [out, rank] and [rank, rest]. It raises InputError for a rank beyond a matrix.
+
+    >>> b = torch.empty(4, 5)
+    >>> low_rank(lambda tensor, generator: tensor.fill_(1), 2)(b, torch.Generator().manual_seed(0))
+    >>> int(torch.linalg.matrix_rank(b))
+    2
+    """
 
     def change(drawn: Tensor, generator: Generator) -> Tensor:
         if rank > min(drawn.shape):

@@ -148,6 +148,12 @@ class SignSymmetry(FeedbackAlignment):
     """B has the signs of W as it is, those of a zero too, and `magnitudes` of the law that feedback alignment draws B
     from: of each layer one alone, their root mean square (usf), each drawn anew after each step (brsf), or once (frsf)
     (Liao et al. 2016, arXiv:1510.05067; names of Sanfiz & Akrout 2021, arXiv:2108.13446).
+
+    >>> net = nn.Linear(3, 2)
+    >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    >>> net = convert(net, SignSymmetry(magnitudes="fixed"), torch.Generator().manual_seed(0), optimizer=optimizer)
+    >>> bool((net.feedback.sign() == net.weight.sign()).all())
+    True
     """
 
     magnitudes: Literal["uniform", "redrawn", "fixed"] = "uniform"
@@ -179,6 +185,11 @@ class WeightMirror(FeedbackAlignment):
 
     After each step each layer alone sees `patches` normal x of unit variance, as long as a row of the flattened W. B
     tends to rate / decay times W, but for noise, √(decay / 2 * length / patches) of W, and lags by 1 / decay steps.
+
+    >>> net = nn.Linear(3, 2)
+    >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    >>> slow = WeightMirror(rate=0.001, decay=0.001)  # closer in the end, later
+    >>> net = convert(net, slow, torch.Generator().manual_seed(0), optimizer=optimizer)
     """
 
     rate: float = 0.01
@@ -239,7 +250,15 @@ def through(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
 
 
 def exact_feedback(model: nn.Module) -> AbstractContextManager[None]:
-    """Within this context gradients are those of backpropagation: B is W in every layer."""
+    """Within this context gradients are those of backpropagation: B is W in every layer.
+
+    >>> net = convert(nn.Linear(2, 1), "fa", torch.Generator().manual_seed(0))
+    >>> x = torch.ones(1, 2, requires_grad=True)
+    >>> with exact_feedback(net):
+    ...     net(x).sum().backward()
+    >>> bool((x.grad == net.weight).all())
+    True
+    """
     return through(model, {name: layer.weight for name, layer in feedback_layers(model).items()})
 
 

@@ -13,6 +13,9 @@ def singular_values(matrix: Tensor) -> np.ndarray:
     """Singular values of an [m, n] matrix, descending, float64 [min(m, n)]; NaN all through if an entry is not finite.
 
     By the eigenvalues of the smaller Gram matrix: values below about 1e-8 of the largest are noise.
+
+    >>> singular_values(torch.tensor([[3.0, 0.0, 0.0], [0.0, 4.0, 0.0]]))
+    array([4., 3.])
     """
     matrix, peak = scaled(matrix)
     return from_gram(matrix @ matrix.t() if matrix.shape[0] <= matrix.shape[1] else matrix.t() @ matrix) * float(peak)

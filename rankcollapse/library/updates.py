@@ -135,6 +135,13 @@ class MomentumSGD(torch.optim.Optimizer):
 
     `torch.optim.SGD` couples weight decay to the gradient and has no place for f; without either this gives its bits,
     in float32. `intervention` sees each parameter of two or more dimensions as a matrix, see `flatten`.
+
+    >>> w = nn.Parameter(torch.ones(2, 3))
+    >>> (2 * w).sum().backward()
+    >>> MomentumSGD([w], lr=0.25, intervention=lambda update: update / 2).step()
+    >>> w.detach()
+    tensor([[0.7500, 0.7500, 0.7500],
+            [0.7500, 0.7500, 0.7500]])
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.0, weight_decay: float = 0.0, intervention=None):
