@@ -33,9 +33,9 @@ DEFAULTS = {
     "normalization": "none", "rule": "bp", "feedback": "same", "feedback_rank": None,
     "feedback_scale": 1.0, "learning_blocks": None, "optimizer": "sgd", "lr": 0.03, "momentum": 0.9,
     "weight_decay": 0.0, "update": "full", "rank": None, "norm": None, "ns_steps": 5, "ns_precision": "bfloat16",
-    "shape_factor": "original", "auxiliary_lr": 0.001, "epochs": 12, "warmup": 0, "batch_size": 64,
-    "precision": "float32", "channels_last": True, "compile": False, "gradient_every": 6, "gradient_stride": 25,
-    "gradient_window": 100, "signals_every": 1, "probe_images": 64, "seed": 0,
+    "shape_factor": "original", "auxiliary_lr": 0.001, "epochs": 12, "warmup": 0, "schedule": "cosine",
+    "batch_size": 64, "precision": "float32", "channels_last": True, "compile": False, "gradient_every": 6,
+    "gradient_stride": 25, "gradient_window": 100, "signals_every": 1, "probe_images": 64, "seed": 0,
 }
 # fmt: on
 # Of knobs of every kind other values that are allowed, and values that are not; the bounds of all are in the schema.
@@ -259,6 +259,15 @@ def test_the_more_special_override_wins():
     config, default = a_grid(), {key: DEFAULTS[key] for key in ("momentum", "epochs")}
     config["studies"][1]["arms"]["bp"] = default
     assert runs(config)[-1].config.model_dump(include=set(default)) == default, "a default can be put back"
+
+
+def test_an_arm_may_run_over_the_first_of_the_seeds_alone():
+    config = a_grid(seeds=[3, 1, 2])
+    config["studies"][1]["arms"]["bp"] = {"lr": 0.1, "seeds": 2}
+    found = [run for run in runs(config) if run.study.name == config["studies"][1]["name"]]
+    seeds = {arm: [run.config.seed for run in found if run.arm == arm] for arm in config["studies"][1]["arms"]}
+    assert seeds.pop("bp") == [3, 1]
+    assert all(each == [3, 1, 2] for each in seeds.values())
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,8 @@ def test_every_rate_rises_along_a_line_in_the_epochs_of_warm_up_and_falls_along_
     fit(state, lambda step, note: note or rates.append([o.param_groups[0]["lr"] for o in state.optimizers]))
     assert np.array(rates[:-1]) == pytest.approx(np.outer(expected[1:], [0.5, 0.001]))
     assert new_state(tiny()).rate(0) == 1, "without warm-up it starts at the peak"
+    flat = new_state(tiny(epochs=6, warmup=2, schedule="constant"))
+    assert [flat.rate(step) for step in range(60)] == pytest.approx(expected[:20] + [1.0] * 40)
 
 
 @pytest.mark.parametrize("rule", ["bp", "fa"])

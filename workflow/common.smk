@@ -63,6 +63,9 @@ QUEUED = workflow.nodes  # jobs that a cluster has at once; None where they run 
 DEVICE = GRID.device if GRID.device != "auto" else "cuda" if GPUS or QUEUED else "cpu"
 CANDIDATES = {run.name: run for run in refused(plan.candidates, GRID, DEVICE)}
 RUNS = {run.name: run for run in refused(plan.runs, GRID, DEVICE, {})}
+# A seed of all arms before the next, and arms in the order of the config: a grid that is stopped is worth something.
+ORDER = sorted(RUNS, key=lambda name: GRID.seeds.index(RUNS[name].config.seed))
+PRIORITIES = {name: len(ORDER) - i for i, name in enumerate(ORDER)}
 SETS = sorted({run.config.dataset for run in RUNS.values()})
 if GRID.tuned and not RENDER_ONLY:
     refused(plan.choices, GRID, GRID.tuned, True)

@@ -76,7 +76,7 @@ class Settings(Strict):
         None, ge=1, description="blocks before the classifier that learn, the others as initialised; null: all"
     )
     optimizer: Literal["sgd", "muon", "adam"] = Field("sgd", description="update: momentum SGD, Muon or AdamW")
-    lr: float = Field(0.03, gt=0, description="peak learning rate, decayed to 0 along a cosine")
+    lr: float = Field(0.03, gt=0, description="peak learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum; of AdamW β₁")
     weight_decay: float = Field(0.0, ge=0, description="decoupled decay of forward weights, per step and unit of lr")
     update: Literal["full", "top_r", "full_rank", "polar", "frobenius", "spectral", "sign"] = Field(
@@ -99,6 +99,9 @@ class Settings(Strict):
     # training
     epochs: int = Field(12, ge=1, description="passes over the training images")
     warmup: int = Field(0, ge=0, description="epochs over which all learning rates rise to their peak, linearly")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="all learning rates after the warm-up: down a cosine to 0, or constant"
+    )
     batch_size: int = Field(64, ge=2, description="images per step")
     precision: Literal["float32", "bfloat16", "auto"] = Field(
         "float32", description="type of products in training (autocast); auto: the faster one where the grid is planned"

@@ -57,6 +57,9 @@ class StudyArm(Settings):
 
     tune: Tune | None = Field(None, description="candidates for the rate")
     like: str | None = Field(None, description="arm of this study whose tuned rate this one takes")
+    seeds: int | None = Field(
+        None, ge=1, description="of the grid's seeds, how many it runs over, the first; null: all"
+    )
     check: bool = Field(False, description="also train the candidates to full length, to see that they rank alike")
 
     @model_validator(mode="after")

@@ -64,10 +64,12 @@ class State:
         self.order.set_state(self.epoch_start.cpu())
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, as a share of its peak: up a line in a warm-up, then down a cosine."""
+        """The learning rate of a step, as a share of its peak: up a line in a warm-up, then as scheduled."""
         warmup = self.config.warmup * self.steps_per_epoch
         if step < warmup:
             return (step + 1) / (warmup + 1)
+        if self.config.schedule == "constant":
+            return 1.0
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (self.steps - warmup)))
 
     def untrained(self, step: int) -> Callable[[Tensor], object]:

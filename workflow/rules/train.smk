@@ -9,6 +9,7 @@ use rule candidate as train with:
         f"{RESULTS}/runs/{plan.NAME}/run.json",
     log:
         f"{RESULTS}/logs/train/{plan.NAME}.log",
+    priority: lambda wildcards: PRIORITIES[planned(wildcards).name]
 
 
 localrules:
