@@ -11,7 +11,8 @@ Three ways to write the same sums as products of matrices take their place:
   multiplied, but it is a product of its own for each tap: it pays where each is large.
 
 `choose` says which, from shapes, type and processor alone, never by timing: same machine, same bits. `make bench` lists
-the layers where it was not the faster choice. All take any stride, padding and dilation, and one group.
+the layers where it was not the faster choice. All take any stride, padding and dilation, and one group. An unfolded
+picture lives for one product: it has at most 16 output pixels, so 16 * taps * channels numbers an image.
 """
 
 import math

@@ -85,7 +85,7 @@ def checks() -> list[str]:
 def speed(path: Path) -> list[str]:
     """A device's figures, and of what does not meet a target what bounds it."""
     table = shown(pd.read_csv(path), {})
-    device, plain = table["device"].iloc[0], (table["target"] == NONE) & ~table["unit"].isin(["ratio", "images/s"])
+    device, plain = table["device"].iloc[0], (table["verdict"] == NONE) & ~table["unit"].isin(["ratio", "images/s"])
     told = "; ".join(f"{row.what} {row.measured} {row.unit}" for row in table[plain].itertuples())
     rows = [["what, unit", "target", "measured [quartiles]", "noise", "n", "verdict", "what bounds it"]]
     for row in table[~plain].replace(NONE, "").itertuples():
