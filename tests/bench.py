@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, fields
@@ -656,7 +657,7 @@ def draw(device: str, rows: list[Row], path: Path) -> None:
     """What has a target, in units of it: left of 1 it is met."""
     shown = [one for one in rows if one.verdict in LOOKS][::-1]
     with plt.rc_context({"svg.hashsalt": "rankcollapse", "font.size": 9}):
-        figure, axes = plt.subplots(figsize=(9, 1 + 0.23 * len(shown)), layout="constrained")
+        figure, axes = plt.subplots(figsize=(10, 1.2 + 0.34 * len(shown)), layout="constrained")
         for y, one in enumerate(shown):
             marker, colour = LOOKS[one.verdict]
             sign, bound = one.target.split()
@@ -669,15 +670,17 @@ def draw(device: str, rows: list[Row], path: Path) -> None:
         axes.axvline(1, color="black", linewidth=1)
         ticks = [0.1, 0.2, 0.5, 1, 2, 3]
         axes.set(xscale="log", xticks=ticks, xticklabels=ticks, yticks=range(len(shown)))
-        axes.set(yticklabels=[f"{one.what}, {one.target}" for one in shown])
+        axes.set(yticklabels=[textwrap.fill(f"{one.what}, {one.target}", 66) for one in shown], ylim=(-1, len(shown)))
         figure.supxlabel(
             "measured / target, and target / measured of what is to be large: left of 1 is met", fontsize=9
         )
         axes.minorticks_off()
-        axes.set_title(f"{device}: medians and quartiles", loc="left", fontsize=9)
+        figure.suptitle(f"{device}: medians and quartiles", fontsize=9)
         axes.grid(axis="x", linewidth=0.3)
         named = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-        axes.legend(named.values(), named.keys(), loc="upper left", fontsize=8)
+        axes.legend(
+            named.values(), named.keys(), loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8, frameon=False
+        )
         figure.savefig(path, format="svg", metadata={"Date": None})
         plt.close(figure)
 
