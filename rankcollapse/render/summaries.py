@@ -17,6 +17,7 @@ from rankcollapse.experiment.config import Settings
 from rankcollapse.render import tables as tidy
 from rankcollapse.render.claims import read_claims, settled
 from rankcollapse.render.findings import findings
+from rankcollapse.render.mediation import mediation
 from rankcollapse.render.tables import ARM, MEASURES, SPECTRUM, Tables, finished
 
 SETTINGS = ["rate", "lr", "weight_decay", "width", "learning_blocks", "rule", "normalization", "optimizer", "update"]
@@ -138,6 +139,7 @@ def summarise(results: Path, claims: Path, published: Path, title: str) -> None:
         "norms": ends(tables["norms"], ["quantity", "layer"], ["value"]),
         "progress": progress(tables),
         "cost": cost(tables["runs"]),
+        "mediation": mediation(tables),
         "claims": settled(read_claims(claims), tables),
     }
     for name, table in summaries.items():

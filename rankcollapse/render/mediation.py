@@ -1,0 +1,110 @@
+"""Does accuracy go with rank? Correlations over the runs of a study, frozen nets included.
+
+If a remedy helps through the rank, then arms of a higher rank are more accurate (`between`), runs of one arm are too
+(`within`), and arms that have learnt equally much still are (`given_loss`: less what the final training loss tells).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from rankcollapse.render import tables as tidy
+from rankcollapse.render.tables import ARM, KEYS, MEASURES, SPECTRUM, Tables
+
+DRAWS = 500  # of the bootstrap
+LEAST = 4  # arms, for a correlation of them
+PLACE = ARM[:-1]
+
+
+def mediation(tables: Tables) -> pd.DataFrame:
+    """A row per study, matrix and measure: correlations of test accuracy with the log of the rank, both at the end.
+
+    The layer `hidden` is the mean of the logs over all layers but the last. With 95 % intervals of a bootstrap over
+    arms, and over seeds within them. Of finished runs; nets of which some blocks alone learn are left out.
+    """
+    runs = tidy.finished(tables["runs"])
+    runs = runs[runs["learning_blocks"].isna()][[*KEYS, "test_accuracy", "train_loss"]]
+    ranks = tidy.last(tidy.finished(tables["ranks"]), by=SPECTRUM)
+    logs = ranks[[*KEYS, *SPECTRUM]].join(np.log(ranks[MEASURES].where(ranks[MEASURES] > 0)))
+    logs = pd.concat([_hidden(logs), logs]).merge(runs, on=KEYS)
+    rows = []
+    for key, part in logs.groupby([*PLACE, *SPECTRUM], sort=False):
+        for measure in MEASURES:
+            found = correlations(part.rename(columns={measure: "log_rank"}))
+            if found:
+                rows.append({**dict(zip([*PLACE, *SPECTRUM], key, strict=True)), "measure": measure, **found})
+    columns = [*PLACE, *SPECTRUM, "measure", "arms", "n"]
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
+
+
+def _hidden(logs: pd.DataFrame) -> pd.DataFrame:
+    """The mean over the layers but the last, of quantities that several layers have."""
+    inner = logs[(logs["layer"] != "head") & (logs["layer"] != "all")]
+    several = inner.groupby(["quantity", "scope"])["layer"].transform("nunique") > 1
+    by = [*KEYS, "quantity", "scope"]
+    return inner[several].groupby(by, sort=False)[MEASURES].mean().reset_index().assign(layer="hidden")
+
+
+def correlations(part: pd.DataFrame) -> dict[str, float]:
+    """`between`, `within` and `given_loss` with their intervals, of runs [arm, seed] with log_rank, test_accuracy and
+    train_loss; nothing for fewer than LEAST arms.
+    """
+    part = part.dropna(subset=["log_rank", "test_accuracy", "train_loss"])
+    wide = [part.pivot(index="arm", columns="seed", values=v) for v in ("log_rank", "test_accuracy", "train_loss")]
+    values = np.stack([table.to_numpy(float) for table in wide])  # [3, arms, seeds], NaN where there is no run
+    if values.shape[1] < LEAST:
+        return {}
+    found = {"arms": values.shape[1], "n": int(np.isfinite(values[0]).sum())}
+    drawn = _drawn(values)
+    for name, statistic in (("between", _between), ("within", _within), ("given_loss", _given_loss)):
+        low, high = _interval(statistic, drawn)
+        found |= {name: float(statistic(values[None])[0]), f"{name}_low": low, f"{name}_high": high}
+    return found
+
+
+def _drawn(values: np.ndarray) -> np.ndarray:
+    """Arms drawn with replacement, and of each its runs [draws, 3, arms, seeds]."""
+    generator = np.random.Generator(np.random.PCG64(0))
+    _, arms, seeds = values.shape
+    which = generator.integers(arms, size=(DRAWS, arms))
+    runs = generator.random((DRAWS, arms, seeds))
+    there = np.isfinite(values[0])
+    order = np.argsort(~there, axis=1, kind="stable")  # an arm's runs first
+    place = np.take_along_axis(order[which], (runs * there.sum(1)[which][..., None]).astype(int), axis=2)
+    place = np.where(np.arange(seeds) < there.sum(1)[which][..., None], place, -1)
+    drawn = values[:, which[..., None], place]  # [3, draws, arms, seeds]
+    return np.moveaxis(np.where(place < 0, np.nan, drawn), 0, 1)
+
+
+def _interval(statistic: Callable[[np.ndarray], np.ndarray], drawn: np.ndarray) -> tuple[float, float]:
+    found = statistic(drawn)
+    found = found[np.isfinite(found)]
+    return tuple(np.percentile(found, [2.5, 97.5])) if len(found) else (np.nan, np.nan)
+
+
+def _between(values: np.ndarray) -> np.ndarray:
+    """Of the means of arms [draws, 3, arms, seeds]."""
+    rank, accuracy, _ = np.moveaxis(np.nanmean(values, axis=3), 1, 0)
+    return _correlation(rank, accuracy)
+
+
+def _within(values: np.ndarray) -> np.ndarray:
+    """Of runs, less the mean of their arm."""
+    rank, accuracy, _ = np.moveaxis(values - np.nanmean(values, axis=3, keepdims=True), 1, 0)
+    return _correlation(rank.reshape(len(rank), -1), accuracy.reshape(len(rank), -1))
+
+
+def _given_loss(values: np.ndarray) -> np.ndarray:
+    """Of the means of arms, less what a line through their training losses tells: a partial correlation."""
+    rank, accuracy, loss = np.moveaxis(np.nanmean(values, axis=3), 1, 0)
+    ra, rl, al = _correlation(rank, accuracy), _correlation(rank, loss), _correlation(accuracy, loss)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (ra - rl * al) / np.sqrt((1 - rl**2) * (1 - al**2))
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pearson's, along the last axis, NaN left out; NaN where one does not vary."""
+    a, b = (x - np.nanmean(x, axis=-1, keepdims=True) for x in (a, b))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nansum(a * b, axis=-1) / np.sqrt(np.nansum(a**2, axis=-1) * np.nansum(b**2, axis=-1))
