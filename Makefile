@@ -87,7 +87,7 @@ build/biotorch: | setup
 bench-scale: setup ## cost of the workflow itself for 100, 1,000 and 10,000 runs
 	$(BIN)/python tests/scale.py
 
-readme: setup ## write the claims table into README.md
+readme: setup ## write the generated tables into README.md and docs/speed.md
 	$(BIN)/python -m rankcollapse.render readme
 
 schema: setup ## write config.schema.json, by which editors check and complete the configs

@@ -21,7 +21,7 @@ from rankcollapse.render.mediation import mediation
 from rankcollapse.render.tables import ARM, MEASURES, SPECTRUM, Tables, finished
 
 SETTINGS = ["rate", "lr", "weight_decay", "width", "learning_blocks", "rule", "normalization", "optimizer", "update"]
-GENERATED = [":!results", ":!figures", ":!README.md", ":(exclude,glob)paper/*/**"]
+GENERATED = [":!results", ":!figures", ":!README.md", ":!docs/speed.md", ":(exclude,glob)paper/*/**"]
 DIGITS = 8  # so many that nothing is rounded twice
 
 
