@@ -93,6 +93,13 @@ def base() -> dict:
     return config.read(Path(__file__).parents[2] / "config.yaml")
 
 
+@functools.cache
+def known_studies() -> set[str]:
+    """Of the paper's grid and of all presets, most of which a preset lacks."""
+    grids = [base(), *map(config.read, sorted((Path(__file__).parents[2] / "presets").glob("*.yaml")))]
+    return {study["name"] for grid in grids for study in grid["studies"]}
+
+
 def label(arm: str) -> str:
     return base()["arms"].get(arm, {"label": arm})["label"]
 
@@ -112,8 +119,11 @@ def read_claims(path: Path) -> list[Claim]:
 def measured(claim: Claim, arm: str, tables: Tables, over: Callable) -> pd.DataFrame:
     """The rows of the claim's quantity in one arm's runs that count. Raises InputError for a name that is not there."""
     runs, rows = tables["runs"], over(tables[SOURCES[claim.quantity["measure"]][0]])
-    studies = {study["name"] for study in base()["studies"]}
-    known = {"study": {*runs["study"], *studies}, "dataset": {*datasets.SETS}, "arm": {*runs["arm"], *base()["arms"]}}
+    known = {
+        "study": {*runs["study"], *known_studies()},
+        "dataset": {*datasets.SETS},
+        "arm": {*runs["arm"], *base()["arms"]},
+    }
     place = {"study": claim.study, "dataset": claim.dataset, "arm": arm}
     checked = [*known] if over(select(runs, **place)).empty else [*known, *SPECTRUM]
     for column, name in {**place, **claim.quantity}.items():
