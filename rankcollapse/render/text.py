@@ -14,6 +14,7 @@ ENDS = {"difference": ("low", "high"), "measured": ("low", "high"), "rest": ("re
 ENDS |= {
     "control_difference": ("control_low", "control_high"),
     "difference_finished": ("low_finished", "high_finished"),
+    **{value: (f"{value}_low", f"{value}_high") for value in ("between", "within", "given_loss")},
 }
 SIDES = ["left_mean", "right_mean", "detectable"]  # in the unit of `difference`, and as sure
 CHANCES = ["p", "p_holm", "p_finished", "p_holm_finished"]
