@@ -47,10 +47,10 @@ def choose(x: Tensor, kernel: Kernel, geometry: Geometry) -> How:
 
     Where a kernel has twice as many taps as the picture has pixels it is `whole`. In bfloat16 that holds for every
     batch and number of channels, and no gradient of a weight with taps that see only padding is PyTorch's: oneDNN
-    (torch 2.14) may leave that of such taps uninitialised. Elsewhere matrices win in bfloat16, with AMX and with AVX512 alike, up to 4 pixels of output, and up to 16 for
-    1 x 1 kernels and the gradient of the weight. In float32 they win up to 4 on processors with AMX. On an AMD EPYC
-    with AVX512 products of matrices run at half the rate of convolutions, and only the gradient of the weight and 1 x 1
-    kernels gain, up to 4.
+    (torch 2.14) may leave that of such taps uninitialised. Elsewhere matrices win in bfloat16, with AMX and with AVX512
+    alike, up to 4 pixels of output, and up to 16 for 1 x 1 kernels and the gradient of the weight. In float32 they win
+    up to 4 on processors with AMX. On an AMD EPYC with AVX512 products of matrices run at half the rate of
+    convolutions, and only the gradient of the weight and 1 x 1 kernels gain, up to 4.
     """
     if x.device.type != "cpu" or geometry[3] > 1 or x.dtype not in (torch.bfloat16, torch.float32):
         return How()
