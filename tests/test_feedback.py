@@ -503,6 +503,16 @@ def test_check_takes_models_of_several_inputs_and_outputs():
     assert {line.split(":")[0] for line in check(net, *inputs)} == {"embedding", "a"}
 
 
+def test_check_takes_a_part_that_learns_by_dfa_and_is_called_twice_in_a_model_that_learns_by_another_rule():
+    part = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 6))
+    convert(part, "dfa", gen(1), example=torch.zeros(2, 6))
+    top = convert(nn.Sequential(nn.Tanh(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)), "fa", gen(2))
+    net, x = nn.Sequential(part, part, top), torch.randn(5, 6, generator=gen(3))
+    assert check(net, x) == []
+    part[2].forward = nn.Linear.forward.__get__(part[2])
+    assert {line.split(":")[0] for line in check(net, x)} == {"0.0"}
+
+
 def test_check_names_the_layers_below_one_that_goes_around_its_b():
     """Sabotaged in its forward pass, a layer learns as it should; those below get BP's error."""
     first, second, third = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
