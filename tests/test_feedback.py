@@ -328,6 +328,19 @@ def sent_back(model, x):
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(5, 4), nn.Conv2d(3, 4, 3)], ids=["linear", "convolution"])
+def test_exact_feedback_is_that_of_w_as_a_fused_optimizer_leaves_it(layer, device):
+    """It changes W without telling the version counter."""
+    x = torch.randn(2, *([5] if isinstance(layer, nn.Linear) else [3, 6, 6])).to(device).requires_grad_()
+    model = convert(nn.Sequential(copy.deepcopy(layer)).to(device), "fa", gen(0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
+    with exact_feedback(model):
+        once = sent_back(model, x)
+        model[0].weight.grad = -model[0].weight.detach()
+        optimizer.step()
+        assert torch.equal(sent_back(model, x), 2 * once)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(5, 4), nn.Conv2d(3, 4, 3)], ids=["linear", "convolution"])
 def test_a_b_that_is_loaded_or_written_or_assigned_counts_from_the_next_pass(layer, device):
     x = torch.randn(2, *([5] if isinstance(layer, nn.Linear) else [3, 6, 6])).to(device).requires_grad_()
     model = convert(nn.Sequential(copy.deepcopy(layer)).to(device), "fa", gen(0))

@@ -128,6 +128,7 @@ class _Feedback:
 
     feedback: Tensor
     called = False
+    keeps = True  # the cast of B; not while W is in its place, which fused optimisers change without telling
     broadcast: Broadcast | None = None  # under dfa: what brings e, which then goes through B in the place of δ
 
     def _plain(self) -> bool:
@@ -149,7 +150,7 @@ class _Feedback:
 
         Autograd's version counter tells: write B in place or assign it, but not through `.data`, which escapes it.
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not self.keeps:
             return make(self.feedback, *how)
         kept = self.__dict__.get("_kept")
         if kept is None or kept[0] is not self.feedback or kept[1] != (self.feedback._version, *how):

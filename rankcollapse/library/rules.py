@@ -242,9 +242,9 @@ def through(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
     """Within this context errors travel back through `weights`, by name of a layer, in place of B."""
     with ExitStack() as after:
         for name, layer in feedback_layers(model).items():
-            for key in ("feedback", "broadcast"):
+            for key in ("feedback", "broadcast", "keeps"):
                 after.callback(setattr, layer, key, getattr(layer, key))
-            layer.feedback = weights[name].detach()
+            layer.feedback, layer.keeps = weights[name].detach(), False
             layer.broadcast = None if weights[name] is layer.weight else layer.broadcast  # through W goes δ, never e
         yield
 
