@@ -246,6 +246,16 @@ def test_an_empty_batch_and_a_single_picture(shape):
             torch.testing.assert_close(one, other, atol=0.05, rtol=0.05)
 
 
+@pytest.mark.parametrize("rule", ["bp", "fa"])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize(("side", "last"), [(1, False), (1, True), (2, False), (2, True)])
+def test_what_comes_out_may_be_changed_in_place(rule, dtype, side, last):
+    layer, x = convert(conv(32, 16), rule, gen()), pictures(32, 32, side, last=last)
+    aside, inside = nn.Sequential(layer, nn.ReLU()), nn.Sequential(layer, nn.ReLU(inplace=True))
+    for one, other in zip([t.clone() for t in gradients(aside, x, dtype)], gradients(inside, x, dtype), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_types_that_do_not_fit_are_refused_as_pytorch_does():
     layer = convert(conv(32, 16), "fa", gen())
     with pytest.raises(RuntimeError, match="type"):

@@ -104,7 +104,9 @@ def forward(x: Tensor, laid: Tensor, bias: Tensor | None, kernel: Kernel, geomet
     else:
         rows = _unfold(x, kernel, geometry)
     y = F.linear(rows, laid, bias).view(len(x), height, width, kernel[0]).permute(0, 3, 1, 2)
-    return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    # A copy, for a Function's output that is a view could not be changed in place, as by ReLU(inplace=True).
+    return y.clone(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def backward(
