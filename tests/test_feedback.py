@@ -328,6 +328,19 @@ def sent_back(model, x):
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(5, 4), nn.Conv2d(3, 4, 3)], ids=["linear", "convolution"])
+def test_exact_feedback_is_that_of_w_as_a_fused_optimizer_leaves_it(layer, device):
+    """It changes W without telling the version counter."""
+    x = torch.randn(2, *([5] if isinstance(layer, nn.Linear) else [3, 6, 6])).to(device).requires_grad_()
+    model = convert(nn.Sequential(copy.deepcopy(layer)).to(device), "fa", gen(0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
+    with exact_feedback(model):
+        once = sent_back(model, x)
+        model[0].weight.grad = -model[0].weight.detach()
+        optimizer.step()
+        assert torch.equal(sent_back(model, x), 2 * once)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(5, 4), nn.Conv2d(3, 4, 3)], ids=["linear", "convolution"])
 def test_a_b_that_is_loaded_or_written_or_assigned_counts_from_the_next_pass(layer, device):
     x = torch.randn(2, *([5] if isinstance(layer, nn.Linear) else [3, 6, 6])).to(device).requires_grad_()
     model = convert(nn.Sequential(copy.deepcopy(layer)).to(device), "fa", gen(0))
@@ -501,6 +514,16 @@ def test_check_takes_models_of_several_inputs_and_outputs():
     assert check(net, *inputs) == []
     net.b.forward = nn.Linear.forward.__get__(net.b)
     assert {line.split(":")[0] for line in check(net, *inputs)} == {"embedding", "a"}
+
+
+def test_check_takes_a_part_that_learns_by_dfa_and_is_called_twice_in_a_model_that_learns_by_another_rule():
+    part = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 6))
+    convert(part, "dfa", gen(1), example=torch.zeros(2, 6))
+    top = convert(nn.Sequential(nn.Tanh(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)), "fa", gen(2))
+    net, x = nn.Sequential(part, part, top), torch.randn(5, 6, generator=gen(3))
+    assert check(net, x) == []
+    part[2].forward = nn.Linear.forward.__get__(part[2])
+    assert {line.split(":")[0] for line in check(net, x)} == {"0.0"}
 
 
 def test_check_names_the_layers_below_one_that_goes_around_its_b():

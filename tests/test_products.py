@@ -208,6 +208,35 @@ def test_taps_that_see_only_padding_have_no_gradient():
         assert (weight[:, :, middle] != 0).any()
 
 
+@pytest.mark.parametrize(
+    ("n", "channels", "kernel", "stride", "padding", "dilation", "sides"),
+    [(1, 16, (3, 3), 4, 1, 1, (3, 3)), (8, 64, (3, 3), 4, 1, 1, (3, 3)), (1, 3, (4, 3), (1, 4), 1, 1, (4, 2)),
+     (2, 3, (3, 3), 1, 6, 6, (5, 5)), (32, 16, (3, 3), 1, 6, 6, (5, 5)), (32, 3, (3, 3), 1, 1, 1, (1, 20))],
+)  # fmt: skip
+@pytest.mark.parametrize("rule", ["bp", "fa"])
+def test_nor_in_pictures_of_more_pixels(rule, n, channels, kernel, stride, padding, dilation, sides):
+    """What the memory held is made large, so that it shows."""
+    layer = convert(nn.Conv2d(channels, 16, kernel, stride, padding, dilation).bfloat16(), rule, gen())
+    x = torch.randn(n, channels, *sides, generator=gen(2)).bfloat16()
+    seen = torch.zeros_like(layer.weight, dtype=torch.float64).requires_grad_()  # it has no part in its gradient
+    y = layer(x)
+    F.conv2d(x.double(), seen, None, stride, padding, dilation).sum().backward()
+    for size in (layer.weight.numel(), 2 * layer.weight.numel(), 2**14):
+        del [torch.full((size,), 1e30) for _ in range(3)][:]
+    y.sum().backward()
+    torch.testing.assert_close(layer.weight.grad.double(), seen.grad, atol=0.02 * float(seen.grad.abs().max()), rtol=0)
+    assert (seen.grad == 0).all((0, 1)).any(), "a tap that sees only padding"
+
+
+@given(cases())
+@settings(max_examples=300, deadline=None)
+def test_taps_are_blind_where_the_gradient_of_ones_is_zero(case):
+    shape, kernel, where, _ = case
+    weight = torch.ones(kernel, requires_grad=True)
+    F.conv2d(torch.ones(1, *shape[1:]), weight, None, *where).sum().backward()
+    assert products._blind(shape[2:], kernel, where) == bool((weight.grad == 0).any())
+
+
 @pytest.mark.parametrize("shape", [(0, 32, 2, 2), (32, 2, 2), (0, 32, 4, 4)])
 def test_an_empty_batch_and_a_single_picture(shape):
     layer, x = conv(32, 16), torch.randn(shape, generator=gen())
@@ -215,6 +244,16 @@ def test_an_empty_batch_and_a_single_picture(shape):
         expected, found = gradients(layer, x, dtype), gradients(convert(copy.deepcopy(layer), "bp"), x, dtype)
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("rule", ["bp", "fa"])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize(("side", "last"), [(1, False), (1, True), (2, False), (2, True)])
+def test_what_comes_out_may_be_changed_in_place(rule, dtype, side, last):
+    layer, x = convert(conv(32, 16), rule, gen()), pictures(32, 32, side, last=last)
+    aside, inside = nn.Sequential(layer, nn.ReLU()), nn.Sequential(layer, nn.ReLU(inplace=True))
+    for one, other in zip([t.clone() for t in gradients(aside, x, dtype)], gradients(inside, x, dtype), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_types_that_do_not_fit_are_refused_as_pytorch_does():

@@ -1,13 +1,14 @@
 """Does a converted model learn by its rule? Its gradients beside those of an explicit reference, on any model."""
 
 import copy
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from rankcollapse.library.feedback import FeedbackLinear, feedback_layers
+from rankcollapse.library.feedback import Broadcast, FeedbackLinear, feedback_layers
 
 TOLERANCE = 1e-6  # of the largest entry of a gradient; both sides are in float64
 
@@ -18,7 +19,7 @@ def check(model: nn.Module, *inputs: object) -> list[str]:
     `inputs` are those of the model's forward pass. The model and the global random state are left as they are. In the
     reference, plain autograd in float64, a layer's output is W h, its derivative by h is B, and its W is a copy: a
     gradient that reaches the original took another way. Under dfa its derivative by h is 0, and that of the
-    model's output is B. Raises ValueError for a model that is not converted.
+    output of the model, or of the part that was converted, is B. Raises ValueError for a model that is not converted.
 
     >>> from rankcollapse import convert
     >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -30,8 +31,11 @@ def check(model: nn.Module, *inputs: object) -> list[str]:
     found, called = _gradients(copy.deepcopy(model), inputs)
     reference = copy.deepcopy(model).double()
     copies: dict[nn.Parameter, nn.Parameter] = {}  # layers that share a weight share its copy
-    sent: list[Tensor] = []
-    reference.register_forward_hook(lambda model, args, output: sum(sent, output) if sent else output)
+    sent: dict[Broadcast, list[Tensor]] = {}  # what is added to the output of the model, or of its part, under dfa
+    for module in reference.modules():
+        for owner in [getattr(hook, "__self__", None) for hook in module._forward_hooks.values()]:
+            if isinstance(owner, Broadcast):
+                module.register_forward_hook(partial(_add, sent.setdefault(owner, [])))
     for layer in feedback_layers(reference).values():
         _make_explicit(layer, sent, copies.setdefault(layer.weight, nn.Parameter(layer.weight.detach().clone())))
     others = [m for m in reference.modules() if m not in feedback_layers(reference).values()]
@@ -65,16 +69,23 @@ def _gradients(model: nn.Module, inputs: tuple) -> tuple[dict[str, Tensor | None
     return {name: p.grad for name, p in model.named_parameters()}, called
 
 
-def _make_explicit(layer: nn.Module, sent: list[Tensor], weight: nn.Parameter) -> None:
+def _add(sent: list[Tensor], model: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    """The output and what the layers of this pass have sent to it."""
+    output = sum(sent, output)
+    sent.clear()
+    return output
+
+
+def _make_explicit(layer: nn.Module, sent: dict[Broadcast, list[Tensor]], weight: nn.Parameter) -> None:
     """Give the layer a forward pass whose derivatives are the rule's, by autograd alone, with `weight` for W; under dfa
-    it puts into `sent` what is added to the output of the model.
+    it puts into `sent` what is added to an output.
     """
     product = F.linear if isinstance(layer, FeedbackLinear) else layer._conv_forward
 
     def forward(x: Tensor) -> Tensor:
         if layer.broadcast:
             back = torch.einsum("n...,o...->no", x, layer.feedback)
-            sent.append(back - back.detach())
+            sent[layer.broadcast].append(back - back.detach())
             return product(x.detach(), weight, layer.bias)
         back = product(x, layer.feedback, None)
         return product(x.detach(), weight, layer.bias) + (back - back.detach())

@@ -95,11 +95,14 @@ class Broadcast:
         self.sent = {}
 
     def cut(self, layer: "_Feedback", x: Tensor) -> Tensor:
-        """x without the way down, which is e's alone. Raises RuntimeError where e cannot come, or not once."""
+        """x without the way down, which is e's alone. Raises RuntimeError where e cannot come, fit, or come once."""
         if self.sent is None:
             raise RuntimeError("a layer of dfa is called outside of its model: call, or checkpoint, the whole")
         if layer in self.sent:
             raise RuntimeError("a layer of dfa is called twice in a pass, but its B is for one input alone")
+        if x.requires_grad and x.shape[1:] != layer.feedback.shape[1:]:  # autograd would sum what it can broadcast
+            what = f"a layer of dfa has an input {[*x.shape]}, but its B {[*layer.feedback.shape]}"
+            raise RuntimeError(f"{what}: it takes inputs of the shape of the example alone")
         dtype = _autocast(x) or x.dtype  # of e in the product with B
         self.sent[layer] = _Direct.apply(x, layer._cast(Tensor.to, dtype), dtype)
         return x.detach()
@@ -125,6 +128,7 @@ class _Feedback:
 
     feedback: Tensor
     called = False
+    keeps = True  # the cast of B; not while W is in its place, which fused optimisers change without telling
     broadcast: Broadcast | None = None  # under dfa: what brings e, which then goes through B in the place of δ
 
     def _plain(self) -> bool:
@@ -146,7 +150,7 @@ class _Feedback:
 
         Autograd's version counter tells: write B in place or assign it, but not through `.data`, which escapes it.
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not self.keeps:
             return make(self.feedback, *how)
         kept = self.__dict__.get("_kept")
         if kept is None or kept[0] is not self.feedback or kept[1] != (self.feedback._version, *how):

@@ -12,7 +12,8 @@ Three ways to write the same sums as products of matrices take their place:
 
 `choose` says which, from shapes, type and processor alone, never by timing: same machine, same bits. `make bench` lists
 the layers where it was not the faster choice. All take any stride, padding and dilation, and one group. An unfolded
-picture lives for one product: it has at most 16 output pixels, so 16 * taps * channels numbers an image.
+picture lives for one product: it has at most 16 output pixels, so 16 * taps * channels numbers an image, unless it is
+`whole`, for which kernel and picture are large both.
 """
 
 import math
@@ -45,11 +46,11 @@ def choose(x: Tensor, kernel: Kernel, geometry: Geometry) -> How:
     """The way of each product, for inputs x [n, in, h, w] in the type of the products.
 
     Where a kernel has twice as many taps as the picture has pixels it is `whole`. In bfloat16 that holds for every
-    batch and number of channels: oneDNN (torch 2.14) leaves the gradient of taps that see only padding uninitialised.
-    Elsewhere matrices win in bfloat16, with AMX and with AVX512 alike, up to 4 pixels of output, and up to 16 for
-    1 x 1 kernels and the gradient of the weight. In float32 they win up to 4 on processors with AMX. On an AMD EPYC
-    with AVX512 products of matrices run at half the rate of convolutions, and only the gradient of the weight and 1 x 1
-    kernels gain, up to 4.
+    batch and number of channels, and no gradient of a weight with taps that see only padding is PyTorch's: oneDNN
+    (torch 2.14) may leave that of such taps uninitialised. Elsewhere matrices win in bfloat16, with AMX and with AVX512
+    alike, up to 4 pixels of output, and up to 16 for 1 x 1 kernels and the gradient of the weight. In float32 they win
+    up to 4 on processors with AMX. On an AMD EPYC with AVX512 products of matrices run at half the rate of
+    convolutions, and only the gradient of the weight and 1 x 1 kernels gain, up to 4.
     """
     if x.device.type != "cpu" or geometry[3] > 1 or x.dtype not in (torch.bfloat16, torch.float32):
         return How()
@@ -62,14 +63,15 @@ def choose(x: Tensor, kernel: Kernel, geometry: Geometry) -> How:
     weights = "tapped" if n * outputs * channels * kernel[0] >= LARGE and taps > 1 else "unfolded"
     if 2 * math.prod(picture) <= taps and (not few or x.dtype == torch.bfloat16):
         return How("whole", "whole", weights)
+    rest = "tapped" if x.dtype == torch.bfloat16 and _blind(picture, kernel, geometry) else "torch"
     if few:
-        return How()
+        return How(to_weight=rest)
     if x.dtype == torch.bfloat16:
         up_to, up_to_weight = (4, 16) if BFLOAT16 else (0, 0)
     else:
         up_to, up_to_weight = 4 if AMX else 0, 4
     both = "unfolded" if outputs <= (up_to_weight if taps == 1 else up_to) else "torch"
-    return How(both, both, weights if outputs <= up_to_weight else "torch")
+    return How(both, both, weights if outputs <= up_to_weight else rest)
 
 
 def lay_out(weight: Tensor, picture: Sequence[int], geometry: Geometry, way: str, dtype: torch.dtype) -> Tensor:
@@ -102,7 +104,9 @@ def forward(x: Tensor, laid: Tensor, bias: Tensor | None, kernel: Kernel, geomet
     else:
         rows = _unfold(x, kernel, geometry)
     y = F.linear(rows, laid, bias).view(len(x), height, width, kernel[0]).permute(0, 3, 1, 2)
-    return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    # A copy, for a Function's output that is a view could not be changed in place, as by ReLU(inplace=True).
+    return y.clone(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def backward(
@@ -205,6 +209,13 @@ def _windows(picture: Sequence[int], kernel: Kernel, geometry: Geometry) -> list
             for first, low, high in zip(firsts, lows, highs, strict=True)
         ])  # fmt: skip
     return found
+
+
+def _blind(picture: Sequence[int], kernel: Kernel, geometry: Geometry) -> bool:
+    """Whether some tap sees only padding: none does in a picture as large as what a kernel and one stride span."""
+    sides = zip(picture, kernel[2:], *geometry[:3], strict=True)
+    small = any(size < (taps - 1) * apart + stride for size, taps, stride, _, apart in sides)
+    return small and len(_taps(picture, kernel, geometry)) < math.prod(kernel[2:])
 
 
 def _taps(picture: Sequence[int], kernel: Kernel, geometry: Geometry):

@@ -242,9 +242,9 @@ def through(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
     """Within this context errors travel back through `weights`, by name of a layer, in place of B."""
     with ExitStack() as after:
         for name, layer in feedback_layers(model).items():
-            for key in ("feedback", "broadcast"):
+            for key in ("feedback", "broadcast", "keeps"):
                 after.callback(setattr, layer, key, getattr(layer, key))
-            layer.feedback = weights[name].detach()
+            layer.feedback, layer.keeps = weights[name].detach(), False
             layer.broadcast = None if weights[name] is layer.weight else layer.broadcast  # through W goes δ, never e
         yield
 
@@ -278,8 +278,10 @@ def convert(
     fills a tensor from the law of the forward initialisation, or of another law of B, see `laws`.
 
     Rules that act after each step (kp, usf, brsf, frsf, wm) do so at the steps of `optimizer`; of several, stepped in
-    their order, at those of the last that holds a converted weight. Without it a warning says what to call. `dfa` runs
-    the model once on `example`, inputs or a tuple of them, for the shapes of its B.
+    their order, at those of the last that holds a converted weight. Without it a warning says what to call. Copies, and
+    models that are pickled, have no optimizer that they follow: call `RULES[rule].after_step(copy, keep)`. Fill or load
+    W before this: kp takes what changes W between two steps for its update. `dfa` runs the model once on `example`,
+    inputs or a tuple of them, for the shapes of its B, and takes inputs of no other shape then.
 
         >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> optimizer = torch.optim.AdamW(model.parameters())
