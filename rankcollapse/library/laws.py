@@ -41,7 +41,7 @@ def orthogonal(law: Init) -> Init:
     """
 
     def change(drawn: Tensor, generator: Generator) -> Tensor:
-        q, r = torch.linalg.qr(torch.randn(max(drawn.shape), min(drawn.shape), generator=generator))
+        q, r = torch.linalg.qr(torch.randn(max(drawn.shape), min(drawn.shape), generator=generator, dtype=drawn.dtype))
         q = q * r.diagonal().sign()  # it would not be uniform without
         return q if len(q) == len(drawn) else q.t()
 
@@ -58,9 +58,9 @@ def low_rank(law: Init, rank: int) -> Init:
     """
 
     def change(drawn: Tensor, generator: Generator) -> Tensor:
-        if rank > min(drawn.shape):
-            raise InputError(f"feedback_rank is {rank}, beyond a B of {[*drawn.shape]}: {min(drawn.shape)} is its most")
-        left, right = (torch.randn(n, rank, generator=generator) for n in drawn.shape)
+        if not 1 <= rank <= min(drawn.shape):
+            raise InputError(f"feedback_rank is {rank}; of a B of {[*drawn.shape]} it must be 1 to {min(drawn.shape)}")
+        left, right = (torch.randn(n, rank, generator=generator, dtype=drawn.dtype) for n in drawn.shape)
         return left @ right.t()
 
     return _structured(law, change)
