@@ -147,6 +147,8 @@ def test_every_name_that_a_knob_allows_is_one_the_library_knows():
         ({"update": "full_rank", "optimizer": "muon"}, ["update is 'full_rank'", "'muon'", "'polar', 'top_r'"]),
         ({"update": "polar"}, ["update is 'polar'", "optimizer 'sgd'", "'full', 'top_r', 'full_rank'"]),
         ({"update": "top_r", "rank": 2, "optimizer": "adam"}, ["update is 'top_r'", "'adam' it must be one of 'full'"]),
+        ({"rule": "fa", "rank": 5}, ["rank is 5", "update 'full' takes none", "must be null"]),
+        ({"stem": "imagenet", "architecture": "cnn"}, ["stem is 'imagenet'", "'cnn' has none"]),
         (None, ["run config"]),
     ],
     ids=str,

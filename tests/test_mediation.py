@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rankcollapse.render import mediation as mediating
 from rankcollapse.render.mediation import correlations, mediation
+from rankcollapse.render.tables import MEASURES
 
 RNG = np.random.Generator(np.random.PCG64(1))
 ARMS = [f"arm{i}" for i in range(6)]
@@ -73,6 +75,35 @@ def test_three_arms_are_too_few_and_one_without_spread_has_no_correlation():
     assert correlations(part[part["arm"].isin(ARMS[:3])]) == {}
     flat = correlations(part.assign(test_accuracy=7.0))
     assert np.isnan([flat["between"], flat["within"], flat["given_loss"]]).all()
+
+
+def test_rounding_is_no_correlation():
+    """0.1 three times has another mean than twice; of two arms, drawn again, a line through the losses tells all."""
+    part = runs(missing=[("arm0", 1), ("arm4", 0)])
+    flat = correlations(part.assign(test_accuracy=0.1))
+    assert np.isnan([flat["between"], flat["between_low"], flat["within"], flat["within_low"]]).all()
+    alike = correlations(part.assign(log_rank=part["arm"].map(dict(zip(ARMS, np.arange(6) / 10, strict=True)))))
+    assert np.isfinite(alike["between"])
+    assert np.isnan([alike["within"], alike["within_low"], alike["within_high"]]).all()
+    for _ in range(10):
+        one = runs(seeds=1, noise=5.0)[2:]
+        wide = [one.pivot(index="arm", columns="seed", values=v) for v in ("log_rank", "test_accuracy", "train_loss")]
+        found = mediating._given_loss(mediating._drawn(np.stack(wide)))
+        assert np.abs(found[np.isfinite(found)]).max() <= 1 + 1e-6
+
+
+def test_hidden_layers_have_no_mean_where_one_has_no_rank():
+    """Not that of the others: it would be of other layers than in other runs."""
+    part = runs(seeds=2)
+    keys = {"study": "a", "dataset": "digits", "architecture": "cnn", "outcome": "finished"}
+    all_runs = part.assign(**keys, learning_blocks=np.nan)
+    values = {"conv1": np.exp(part["log_rank"]).where(part["arm"] != "arm5", 0.0), "conv2": np.exp(part["log_rank"])}
+    ranks = [
+        part.assign(**keys, quantity="error", layer=layer, scope="batch", step=1, **dict.fromkeys(MEASURES, rank))
+        for layer, rank in values.items()
+    ]
+    found = mediation({"runs": all_runs, "ranks": pd.concat(ranks, ignore_index=True)}).groupby("layer")["arms"].first()
+    assert found.to_dict() == {"hidden": 5, "conv1": 5, "conv2": 6}
 
 
 def test_of_tables_it_takes_finished_runs_at_their_end_and_the_mean_of_hidden_layers():

@@ -310,6 +310,8 @@ def test_runs_in_the_tables_are_kept_line_by_line_if_they_have_the_identity_of_t
         shutil.rmtree(folders / name)
     collect.runs(planned, folders, out, keep=out)
     assert contents(out) == before
+    collect.runs({**planned, names[1]: planned[names[1]] | {"rate": "tuned"}}, folders, out, keep=out)
+    assert collect.read(out / "runs.csv")["rate"].tolist() == ["fixed", "tuned", "fixed", "fixed"], "as planned now"
     other = {**planned, names[1]: {**planned[names[1]], "identity": "of other code"}}
     collect.runs(other, folders, out, keep=out)
     assert plan.standing(out / "runs.csv") == {n: planned[n]["identity"] for n in (names[0], *names[2:])}

@@ -104,6 +104,19 @@ def fresh(tmp_path_factory) -> Path:
     return copy_project(tmp_path_factory.mktemp("fresh"))
 
 
+def test_a_summary_is_made_anew_when_a_module_that_makes_it_changes():
+    """Those of the renderer, that is: the modules that `summaries` imports, and those that they import."""
+    made, seen = ["summaries"], set()
+    while made:
+        seen.add(name := made.pop())
+        text = (ROOT / f"rankcollapse/render/{name}.py").read_text(encoding="utf-8")
+        found = re.findall(r"from rankcollapse\.render(?:\.| import )(\w+)", text)
+        made += [other for other in found if other not in seen]
+    rule = (ROOT / "workflow/rules/render.smk").read_text(encoding="utf-8")
+    rule = rule.partition("rule summarise:")[2].partition("output:")[0]
+    assert {name for name in seen if f'"{name}"' not in rule} == set()
+
+
 # ---- what is made ----
 
 
@@ -297,7 +310,10 @@ def test_what_stands_in_kept_tables_under_its_identity_counts_as_made(project, e
     runs.to_csv(table, index=False)
     (edited / "results/tiny/manifest.json").unlink()
     config = overlay(edited, "more.yaml", seeds=[0, 1, 2])
-    said = done(edited, "--cores", "2", "--configfile", config, "--config", "keep=true", "--until", "collect")
+    keep = ("--cores", "2", "--configfile", config, "--config", "keep=true")
+    asked = done(edited, *keep, "-n", "--quiet", "rules")
+    assert not re.search(r"^candidate +\d", asked, re.MULTILINE), "a call that only asks looks in the tables, too"
+    said = done(edited, *keep, "--until", "collect")
     assert "runs.csv has 1 under another identity, which are made again: mlp/digits/bp/seed1" in said
     assert "rule candidate" not in said
     made = {path.parent.parent.name + path.parent.name for path in (edited / "results/tiny/runs").rglob("run.json")}
@@ -305,6 +321,18 @@ def test_what_stands_in_kept_tables_under_its_identity_counts_as_made(project, e
     now, before = (pd.read_csv(folder / "results/tiny/tables/ranks.csv.gz") for folder in (edited, project))
     assert len(now) == 1.5 * len(before)
     pd.testing.assert_frame_equal(now[now["seed"] < 2].reset_index(drop=True), before)
+
+
+def test_tables_are_kept_together_or_not_at_all(edited):
+    """Those of an earlier call stay while one of this call's is lost: rows of two calls may be of two identities."""
+    tables, kept = edited / "results/tiny/tables", edited / "results/tiny/.kept"
+    shutil.copytree(tables, kept)
+    (kept / "runs.csv").write_text((tables / "runs.csv").read_text().partition("\n")[0] + "\n")
+    earlier = (kept / "runs.csv").read_bytes()
+    (tables / "ranks.csv.gz").unlink()
+    done(edited, *TINY, "--config", "keep=true", "--until", "tune")
+    assert (kept / "runs.csv").read_bytes() == earlier
+    assert (kept / "candidates.csv").exists()
 
 
 def test_a_lost_run_is_marked_when_missing_runs_are_allowed(edited):

@@ -165,7 +165,8 @@ def wanted(runs, table):
     names = [name for name in runs if not GRID.allow_missing or os.path.exists(made(name))]
     if not GRID.keep:
         return [made(name) for name in names]
-    there = plan.standing(f"{KEPT}/{table}")
+    place = f"{RESULTS}/tables" if table == "runs.csv" else RESULTS
+    there = plan.standing(f"{place if ONLY_ASKS else KEPT}/{table}")  # who only asks has kept none
     old = [name for name in runs if name in there and there[name] != runs[name].identity]
     if old:
         told = f"{', '.join(old[:5])}{' and others' if len(old) > 5 else ''}"
@@ -303,8 +304,10 @@ def mend():
             what = f"{target} cannot be moved aside ({error.strerror})"
             raise WorkflowError(f"{what}: mend that, and run the same command again")
     tables = [Path(table) for table in (*TABLES, f"{RESULTS}/candidates.csv") if os.path.exists(table)]
+    together = all(os.path.exists(table) for table in TABLES)  # or those kept would be of several calls
     for table in tables if GRID.keep else ():
-        files.write_bytes(f"{KEPT}/{table.name}", table.read_bytes())
+        if together or table.name == "candidates.csv":
+            files.write_bytes(f"{KEPT}/{table.name}", table.read_bytes())
     if not RENDER_ONLY and not files.manifest(RESULTS).exists() and all(os.path.exists(made(name)) for name in RUNS):
         for table in tables:  # sealed by nothing yet, and made again of runs that all are there
             table.unlink()

@@ -57,8 +57,8 @@ def runs(planned: dict[str, dict], folders: Path, out: Path, keep: Path | None =
         tables = {name: stack.enter_context(_table(out, name)) for name in folder.TABLES}
         for name, entry in planned.items():
             found = result(entry, folders / name)
-            missing = old.get(name) or {**_about(entry), **entry["config"], "identity": None, "outcome": "missing"}
-            row = {**_about(entry), **entry["config"], **found} if found else missing
+            known, about = found or old.get(name) or {"identity": None, "outcome": "missing"}, _about(entry)
+            row = {**about, **entry["config"], **known, **about}  # the plan says whence a rate is, of old rows too
             rows.append({key: row[key] for key in dict.fromkeys([*KEYS, *row]) if key not in UNTOLD})
             keys = ",".join(str(row[key]) for key in KEYS) + ","
             for table, file in tables.items():

@@ -157,6 +157,10 @@ class RunConfig(Settings):
             raise ValueError("rank is missing: update 'top_r' needs the number of singular directions to keep")
         if self.update == "full_rank" and self.norm is None:
             raise ValueError("norm is missing: update 'full_rank' needs 'frobenius' or 'spectral', the norm to keep")
+        if self.rank is not None and self.update != "top_r":
+            raise ValueError(f"rank is {self.rank}, but update {self.update!r} takes none; it must be null")
+        if self.stem != "cifar" and self.architecture != "resnet18":
+            raise ValueError(f"stem is {self.stem!r}, but {self.architecture!r} has none; it must be left out")
         return self
 
 

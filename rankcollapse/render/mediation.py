@@ -20,13 +20,15 @@ PLACE = ARM[:-1]
 def mediation(tables: Tables) -> pd.DataFrame:
     """A row per study, matrix and measure: correlations of test accuracy with the log of the rank, both at the end.
 
-    The layer `hidden` is the mean of the logs over all layers but the last. With 95 % intervals of a bootstrap over
-    arms, and over seeds within them. Of finished runs; nets of which some blocks alone learn are left out.
+    The layer `hidden` is the mean of the logs over all layers but the last; a rank of 0 has none. With 95 % intervals
+    of a bootstrap over arms, and over seeds within them. Of finished runs; nets of which some blocks alone learn are
+    left out.
     """
     runs = tidy.finished(tables["runs"])
     runs = runs[runs["learning_blocks"].isna()][[*KEYS, "test_accuracy", "train_loss"]]
     ranks = tidy.last(tidy.finished(tables["ranks"]), by=SPECTRUM)
-    logs = ranks[[*KEYS, *SPECTRUM]].join(np.log(ranks[MEASURES].where(ranks[MEASURES] > 0)))
+    with np.errstate(divide="ignore"):
+        logs = ranks[[*KEYS, *SPECTRUM]].join(np.log(ranks[MEASURES]))
     logs = pd.concat([_hidden(logs), logs]).merge(runs, on=KEYS)
     rows = []
     for key, part in logs.groupby([*PLACE, *SPECTRUM], sort=False):
@@ -50,7 +52,7 @@ def correlations(part: pd.DataFrame) -> dict[str, float]:
     """`between`, `within` and `given_loss` with their intervals, of runs [arm, seed] with log_rank, test_accuracy and
     train_loss; nothing for fewer than LEAST arms.
     """
-    part = part.dropna(subset=["log_rank", "test_accuracy", "train_loss"])
+    part = part[np.isfinite(part[["log_rank", "test_accuracy", "train_loss"]]).all(axis=1)]
     wide = [part.pivot(index="arm", columns="seed", values=v) for v in ("log_rank", "test_accuracy", "train_loss")]
     values = np.stack([table.to_numpy(float) for table in wide])  # [3, arms, seeds], NaN where there is no run
     if values.shape[1] < LEAST:
@@ -85,26 +87,33 @@ def _interval(statistic: Callable[[np.ndarray], np.ndarray], drawn: np.ndarray) 
 
 def _between(values: np.ndarray) -> np.ndarray:
     """Of the means of arms [draws, 3, arms, seeds]."""
-    rank, accuracy, _ = np.moveaxis(np.nanmean(values, axis=3), 1, 0)
+    rank, accuracy, _ = np.moveaxis(_mean(values)[..., 0], 1, 0)
     return _correlation(rank, accuracy)
 
 
 def _within(values: np.ndarray) -> np.ndarray:
     """Of runs, less the mean of their arm."""
-    rank, accuracy, _ = np.moveaxis(values - np.nanmean(values, axis=3, keepdims=True), 1, 0)
+    rank, accuracy, _ = np.moveaxis(values - _mean(values), 1, 0)
     return _correlation(rank.reshape(len(rank), -1), accuracy.reshape(len(rank), -1))
 
 
 def _given_loss(values: np.ndarray) -> np.ndarray:
     """Of the means of arms, less what a line through their training losses tells: a partial correlation."""
-    rank, accuracy, loss = np.moveaxis(np.nanmean(values, axis=3), 1, 0)
+    rank, accuracy, loss = np.moveaxis(_mean(values)[..., 0], 1, 0)
     ra, rl, al = _correlation(rank, accuracy), _correlation(rank, loss), _correlation(accuracy, loss)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return (ra - rl * al) / np.sqrt((1 - rl**2) * (1 - al**2))
+        found = (ra - rl * al) / np.sqrt((1 - rl**2) * (1 - al**2))
+    return np.where(np.maximum(rl**2, al**2) < 1 - 1e-9, found, np.nan)  # what is left of a line is rounding alone
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Pearson's, along the last axis, NaN left out; NaN where one does not vary."""
-    a, b = (x - np.nanmean(x, axis=-1, keepdims=True) for x in (a, b))
+    a, b = (x - _mean(x) for x in (a, b))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.nansum(a * b, axis=-1) / np.sqrt(np.nansum(a**2, axis=-1) * np.nansum(b**2, axis=-1))
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Along the last axis, which stays, NaN left out; of equal values that value, to the bit."""
+    largest = np.nanmax(values, axis=-1, keepdims=True)
+    return largest + np.nanmean(values - largest, axis=-1, keepdims=True)

@@ -31,7 +31,8 @@ rule summarise:
     input:
         TABLES,
         ours("paper/published.yaml", "paper/claims.yaml", "config.yaml"),
-        ours(*(f"rankcollapse/render/{name}.py" for name in ("summaries", "claims", "findings", "tables", "text"))),
+        ours(*(f"rankcollapse/render/{name}.py" for name in ("summaries", "claims", "findings", "mediation"))),
+        ours(*(f"rankcollapse/render/{name}.py" for name in ("tables", "text"))),
     output:
         SUMMARISED[:-1],
         report(SUMMARISED[-1], category="What holds", caption="../report/findings.rst"),
