@@ -15,7 +15,7 @@ SMALL = {"dataset": "digits", "validation_images": 50, "lr": 0.01, "rule": "fa"}
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     """Networks of a few units, turns of a few milliseconds, and a folder for temporary files."""
-    monkeypatch.setattr(bench, "RESNET", {**SMALL, "architecture": "cnn", "normalization": "batch"})
+    monkeypatch.setattr(bench, "RESNET", {**SMALL, "architecture": "resnet18", "normalization": "batch"})
     monkeypatch.setattr(bench, "FULL", {"width": 4, "batch_size": 16})
     monkeypatch.setattr(bench, "LAYERS", [])
     monkeypatch.setattr(bench, "ONE_LAYER", 0.0002)
@@ -65,18 +65,20 @@ def test_a_section_is_shown_and_written_and_leaves_nothing(capsys, tmp_path, onl
 
 
 def test_every_product_of_every_layer_is_timed_by_every_way(tmp_path):
-    """Of the four convolutions of the CNN: the last alone sees so few pixels that `whole` is tried."""
+    """Of each layer of the three nets once; the sums of a net have a layer as often as it is there."""
     rows = go(tmp_path, "convolutions")
     assert list(rows["what"].str.contains("bfloat16")) == [True] * 3 + [False] * 3
+    nets = [bench.convolutions_of(stem) for stem in ("imagenet", "cifar2", "cifar")]
     layers = pd.read_csv(next((tmp_path / "out").glob("*/layers.csv")))
-    assert len(layers) == 2 * 4 * 3
+    assert len(layers) == 2 * 3 * len({layer for net in nets for layer in net})
     assert layers["torch"].notna().all()
     assert layers[layers["product"] == "to_weight"]["tapped"].notna().all()
-    assert [row[row.chosen] > 0 for _, row in layers.iterrows()] == [True] * 24
-    ratio = rows["measured"].iloc[0]
-    sums = layers[layers["dtype"] == "bfloat16"]
-    ours = sum(row[row.chosen] for _, row in sums.iterrows())
-    assert ratio == pytest.approx(sums["torch"].sum() / ours, rel=1e-3)
+    assert all(row[row.chosen] > 0 for _, row in layers.iterrows())
+    layers = layers[layers["dtype"] == "bfloat16"].set_index("layer")
+    names = [f"{i}, {o}, {k}, {s}, {side} x {side}" for i, o, k, s, side in nets[0]]
+    every = layers.loc[names]
+    ours = sum(row[row.chosen] for _, row in every.iterrows())
+    assert rows["measured"].iloc[0] == pytest.approx(every["torch"].sum() / ours, rel=1e-3)
 
 
 def test_pytorchs_products_are_its_own_for_a_call(monkeypatch):
