@@ -145,7 +145,8 @@ class RunConfig(Settings):
         if self.learning_blocks and self.rule.startswith("frozen"):
             raise ValueError(f"learning_blocks is {self.learning_blocks}, but under rule {self.rule!r} no block learns")
         if self.feedback != "same" and self.rule not in DRAWN:
-            raise ValueError(f"feedback is {self.feedback!r}, but the rule {self.rule!r}; it must be one of {DRAWN}")
+            what = f"feedback is {self.feedback!r}, but rule {self.rule!r} draws no B of a law of its own"
+            raise ValueError(f"{what}; feedback must be 'same', or rule one of {', '.join(DRAWN)}")
         if (self.feedback == "rank") != (self.feedback_rank is not None):
             raise ValueError(f"feedback_rank is {self.feedback_rank}; feedback 'rank' alone needs it, a whole number")
         if self.feedback_scale != 1 and self.rule not in (*DRAWN, "usf", "brsf", "frsf"):
