@@ -41,6 +41,7 @@ LOOKS = {
         for i, arm in enumerate(dict.fromkeys(arm for arms in STUDIES.values() for arm in arms))
     },
     "studies": {"plain": "A net", "changed": "A net, changed"},
+    "shown": {study: [*arms] for study, arms in STUDIES.items()},
 }
 LEARNING = STUDIES["plain"].keys() - FROZEN.keys() - LADDER.keys()
 ARMS = {  # by figure: the study and the arms that it shows
@@ -385,6 +386,7 @@ def test_a_grid_without_a_finished_run_is_said_to_be_one(figure, draw):
 def test_the_committed_results_are_drawn_at_the_width_of_the_page(figure, draw):
     quick = yaml.safe_load((ROOT / "presets/quick.yaml").read_text(encoding="utf-8"))["studies"]
     looks = {"arms": CONFIG["arms"], "studies": {study["name"]: study["title"] for study in quick}}
+    looks["shown"] = {study["name"]: [*study["arms"]] for study in quick}
     made, caption = draw(figure, ROOT / "results/quick", looks)
     assert made.get_figwidth() == drawing.WIDTH
     assert made.get_figheight() <= drawing.PAGE

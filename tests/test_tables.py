@@ -110,12 +110,8 @@ def test_a_diverged_run_counts_in_accuracies_and_those_of_the_finished_stand_bes
 
 # ---- claims, on tables made by hand ----
 
-CLAIM = {"id": "x", "statement": "x", "source": "ours", "study": "cnn4", "dataset": "cifar10", "quantity": "accuracy",
-         "left": "fa", "relation": "less", "right": "bp"}  # fmt: skip
-DEPTH = {
-    "places": {"cnn4": "cifar10", "resnet18": "cifar100"},
-    "frozen": {"classifier": {"fa": "frozen", "fa+bn": "frozen+bn"}, "norm": {"fa+bn": "frozen-fa+bn"}},
-}
+CLAIM = {"id": "x", "family": "question", "statement": "x", "source": "ours", "study": "cnn4", "dataset": "cifar10",
+         "quantity": "accuracy", "left": "fa", "relation": "less", "right": "bp"}  # fmt: skip
 RANK = {"table": "ranks", "quantity": "error", "layer": "conv4", "scope": "batch", "measure": "entropy_s"}
 
 
@@ -190,25 +186,35 @@ def test_a_claim_on_a_number_compares_with_the_number():
         ({"quantity": {**RANK, "layr": "conv4"}}, ["quantity is {", "'layr'", "quantity, layer, scope and measure"]),
         ({"quantity": {**RANK, "rows": "200"}}, ["'rows': '200'"]),
         ({"at": "equal loss"}, ["accuracy", "at equal loss there are ranks and cosines"]),
-        (None, ["must hold statements", "depth_utility"]),
+        ({"left": "{pair[arm]}"}, ["must hold families of claims", "name what stands in their `each`", "'pair'"]),
+        ({"each": ["fa"]}, ["must hold families of claims"]),
+        (None, ["must hold families of claims"]),
     ],
 )
 def test_claims_that_are_not_well_formed_are_refused_in_one_sentence(tmp_path, one_sentence, change, words):
     path = tmp_path / "claims.yaml"
-    stated = [{**CLAIM, **change}] if isinstance(change, dict) else [change]
-    path.write_text(json.dumps({"statements": stated} | ({"depth_utility": DEPTH} if change else {})), encoding="utf-8")
+    plain = {key: value for key, value in CLAIM.items() if key != "family"}
+    stated = [{**plain, **change}] if isinstance(change, dict) else [change]
+    path.write_text(json.dumps({"a question?": stated}), encoding="utf-8")
     with pytest.raises(InputError) as error:
         claims.read_claims(path)
-    one_sentence(error.value, "claim 'x'" if isinstance(change, dict) else "claims.yaml", *words)
+    one_sentence(error.value, "claims.yaml" if "families" in words[0] else "claim 'x'", *words)
 
 
-def test_depth_utility_is_a_claim_for_each_pair_in_each_place():
-    found = claims.DepthUtility(**DEPTH).claims()
-    pairs = [("classifier", "fa", "frozen"), ("classifier", "fa+bn", "frozen+bn"), ("norm", "fa+bn", "frozen-fa+bn")]
-    wanted = [(*place, *pair) for place in (("cnn4", "cifar10"), ("resnet18", "cifar100")) for pair in pairs]
-    assert [tuple(c[key] for key in ("study", "dataset", "frozen", "left", "right")) for c in found] == wanted
-    assert {(c["family"], c["relation"], c["quantity"]) for c in found} == {("depth utility", "greater", "accuracy")}
-    assert found[5]["statement"] == f"{LABELS['fa+bn']} is more accurate than {LABELS['frozen-fa+bn']} in resnet18"
+def test_a_claim_with_each_is_one_for_every_combination_and_has_a_statement_of_its_own(tmp_path):
+    """The values stand in every text, however deep; a family is what it stands under."""
+    nets = [{"study": "cnn4", "set": "cifar10"}, {"study": "resnet18", "set": "cifar100"}]
+    each = {"net": nets, "arm": ["fa", "fa+bn"]}
+    about = {"id": "{net[study]}-{arm}", "study": "{net[study]}", "dataset": "{net[set]}", "left": "{arm}"}
+    about |= {"relation": "greater", "right": "frozen", "control": ["{arm}+x", "frozen"], "each": each}
+    path = tmp_path / "claims.yaml"
+    path.write_text(json.dumps({"one": [about], "two": [{**about, "statement": "{arm}!"}]}), encoding="utf-8")
+    found = claims.read_claims(path)
+    wanted = [(net["study"], net["set"], arm, [f"{arm}+x", "frozen"]) for net in nets for arm in ("fa", "fa+bn")]
+    assert [(c.study, c.dataset, c.left, c.control) for c in found] == wanted * 2
+    assert [c.family for c in found] == ["one"] * 4 + ["two"] * 4
+    assert found[3].statement == f"{LABELS['fa+bn']} is more accurate than {LABELS['frozen']} in resnet18"
+    assert (found[3].source, found[3].quantity["measure"], found[4].statement) == ("ours", "%", "fa!")
 
 
 @pytest.mark.parametrize(
@@ -228,10 +234,12 @@ def test_a_claim_on_what_is_not_there_is_refused_in_one_sentence(one_sentence, c
     one_sentence(error.value, "claim 'x'", *words)
 
 
-def test_a_claim_on_what_this_preset_leaves_out_is_not_tested():
+def test_a_claim_on_an_arm_that_this_preset_leaves_out_is_not_tested_and_one_on_a_study_is_left_out():
     tables = {"runs": runs(fa=[40]), "ranks": spectra(["finished"], [[1, 2]])}
     changes = [{}, {"study": "mlp"}, {"dataset": "cifar100"}, {"left": "bp", "right": 3}]
-    assert {*settled(tables, *({"quantity": RANK, **change} for change in changes))["verdict"]} == {"not tested"}
+    table = settled(tables, *({"quantity": RANK, **change} for change in changes))
+    assert [*table["verdict"]] == ["not tested"] * 3
+    assert [*table["study"]] == ["cnn4"] * 3
 
 
 def test_rows_picks_the_length_of_a_trajectory():
@@ -398,31 +406,30 @@ def test_what_is_detectable_is_what_four_of_five_repetitions_show():
     assert np.mean(stats.ttest_1samp(often, 0, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.03)
 
 
-def test_the_findings_count_the_papers_statements_and_ours_apart_and_name_what_fails(one_sentence):
-    def row(verdict, said="", left="fa+muon", gain=3.21, frozen=None, source="abstract"):
-        about = {"statement": said, "left": left, "right": "fa", "study": "cnn4", "measure": "%", "source": source}
+def test_the_findings_count_each_family_and_name_what_fails(one_sentence):
+    def row(verdict, said="", left="fa+muon", gain=3.21, frozen=None, family="What it says"):
+        about = {"statement": said, "left": left, "right": "fa", "study": "cnn4", "measure": "%"}
         interval = {"difference": gain, "low": gain - 1.2, "high": gain + 1.2}
-        family = "depth utility" if frozen else "statement"
+        family = "depth utility" if frozen else family
         known = "so" if verdict == "by construction" else None
         return {"family": family, "verdict": verdict, "structural": known, "frozen": frozen, **interval, **about}
 
     table = pd.DataFrame([
-        row("reproduced", "A"), row("reproduced", "B", source="summary"), row("not reproduced", "C"),
+        row("reproduced", "A"), row("reproduced", "B"), row("not reproduced", "C"),
         row("explained by the control", "D"), row("inconclusive", "E"), row("by construction", "F"),
-        row("not tested", "G"), row("reproduced", "H", source="ours"), row("by construction", "I", source="ours"),
+        row("not tested", "G"), row("reproduced", "H", family="Why?"),
         row("better", frozen="one", left="fa+bn"), row("worse", frozen="one", left="fa", gain=-2.34),
         row("inconclusive", frozen="norm"),
     ])  # fmt: skip
-    first, depth, left_open = findings.findings(table)
-    counts = "Of 5 statements of the paper tested here, 2 reproduced, 1 not reproduced, 1 explained by the control, 1 "
-    ours = "of 1 that we add, 1 reproduced; 2 more by construction, not counted"
-    one_sentence(first, f"{counts}inconclusive; {ours}; not reproduced: “C”; explained by the control: “D”.")
+    first, why, depth = findings.findings(table)
+    counts = (
+        "What it says: of 5 statements 2 reproduced, 1 not reproduced, 1 explained by the control, 1 inconclusive; "
+    )
+    one_sentence(first, f"{counts}1 more by construction; not reproduced: “C”; explained by the control: “D”.")
+    assert why == "Why? Of 1 statements 1 reproduced."
     one_sentence(depth, "one 1 of 2 times", f"not {LABELS['fa']} in cnn4 −2.3, which loses to it", "norm 0 of 1 times")
-    one_sentence(left_open, "1 statement: “E”", "1 comparison with")
     assert LABELS["fa+bn"] not in depth
     assert findings.findings(table[table["verdict"] == "not tested"]) == []
-    plain = table[table["family"] == "statement"]
-    assert [said.split()[0] for said in findings.findings(plain)] == ["Of", "Open:"]
 
 
 # ---- cosines at the numerical floor ----
@@ -709,7 +716,7 @@ def test_the_paper_has_every_number_as_python_rounds_it_from_any_working_folder(
 def test_bad_input_is_named_in_one_sentence(tmp_path, capsys, one_sentence):
     assert main(["summarise", str(tmp_path)]) == 2
     one_sentence(capsys.readouterr().err.strip(), "names.json cannot be read")
-    files.write_json(tmp_path / "names.json", {"title": "x", "looks": {"arms": {}, "studies": {}}})
+    files.write_json(tmp_path / "names.json", {"title": "x", "looks": {"arms": {}, "studies": {}, "shown": {}}})
     assert main(["summarise", str(tmp_path)]) == 2
     one_sentence(capsys.readouterr().err.strip(), "runs.csv", "is not there")
 
@@ -779,11 +786,12 @@ def gains(claim: dict, arms: list, plain: dict, outcomes: list[str]) -> list[flo
 
 def test_the_claims_are_t_tests_on_the_committed_tables(committed, plain):
     table = pd.read_csv(committed / "summary" / "claims.csv", keep_default_na=False, na_values=[""]).set_index("id")
-    stated = yaml.safe_load((ROOT / "paper" / "claims.yaml").read_text(encoding="utf-8"))["statements"]
+    families = yaml.safe_load((ROOT / "paper" / "claims.yaml").read_text(encoding="utf-8"))
+    stated = [claim for claim in families["What the paper says"] if claim["study"] in set(plain["runs"]["study"])]
     assert [*table.index[: len(stated)]] == [claim["id"] for claim in stated]
-    elsewhere = [claim["id"] for claim in stated if claim["study"] not in set(plain["runs"]["study"])]
-    assert (table.loc[elsewhere, "verdict"] == "not tested").all()
-    for claim in (each for each in stated if each["id"] not in elsewhere):
+    assert {*table["study"]} <= {*plain["runs"]["study"]}
+    for claim in stated:
+        claim = {"quantity": "accuracy", **claim}
         row, sides = table.loc[claim["id"]], [claim["left"], claim["right"]]
         both = ["finished", "diverged"] if claim["quantity"] == "accuracy" else ["finished"]
         for start, ending, arms, outcomes in (

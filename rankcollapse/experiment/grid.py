@@ -95,7 +95,7 @@ class Study(Strict):
 
     name: str = Field(pattern=r"^[a-z0-9-]+$", description="folder name of the study's runs")
     title: str = Field("", description="its name in figures and tables; by default `name`")
-    shown: bool = Field(True, description="whether its runs are in the figures; tables have all")
+    shown: list[str] | None = Field(None, description="its arms that figures show; null: all. Tables have all")
     datasets: list[Dataset] = Field(min_length=1, description="data sets the study runs over")
     run: Settings = Field(Settings(), description="what this study sets in a run")
     arms: dict[str, StudyArm] = Field(min_length=1, description="its arms, with what each sets beyond the arm itself")
@@ -135,6 +135,13 @@ def grid(config: dict) -> Grid:
     found = checked(Grid, config, "config")
     lists = {f"datasets of study {study.name!r}": study.datasets for study in found.studies}
     lists["tuning.seeds"] = found.tuning.seeds
+    for study in found.studies:
+        unknown = [arm for arm in study.shown or [] if arm not in study.arms]
+        if unknown:
+            known = ", ".join(study.arms)
+            raise InputError(
+                f"config: study {study.name!r} shows the arm {unknown[0]!r}; it must be one of its: {known}"
+            )
     for key, names in {"studies": [study.name for study in found.studies], "seeds": found.seeds, **lists}.items():
         twice = [name for name in names if names.count(name) > 1]
         if twice:

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,8 +21,7 @@ from rankcollapse.render.tables import MEASURES, SPECTRUM, Tables, ended, finish
 SOURCES = {"%": ("runs", "test_accuracy", ended), "cosine": ("alignment", "value", finished)}
 SOURCES |= {measure: ("ranks", measure, finished) for measure in MEASURES}
 LEVEL = 0.05  # of a test; intervals are 1 - LEVEL
-# By family: what a difference on the claimed side is called, and one on the other.
-WORDS = {"statement": ("reproduced", "not reproduced"), "depth utility": ("better", "worse")}
+DEPTH = "depth utility"  # the family whose claims are questions of our own: is the net better than its frozen one?
 NOTE = {"abstract": "abstract", "summary": "unverified note"}  # where the paper's own numbers are read, by source
 TYPES = {"quantity": str, "layer": str, "scope": str, "rows": int}
 READING = ["n", "difference", "low", "high"]
@@ -29,7 +29,7 @@ CONTROL = [f"control_{column}" for column in ("left", "right", "diverged", "miss
 CONTROL += ["rest", "rest_low", "rest_high"]
 
 
-def quantity(given: object) -> dict:
+def compared(given: object) -> dict:
     """What is compared, as columns of claims.csv; `rows` is the T of a trajectory, None for all that was measured."""
     match given:
         case "accuracy":
@@ -48,12 +48,12 @@ def quantity(given: object) -> dict:
 
 class Claim(config.Strict):
     id: str
-    family: Literal["statement", "depth utility"] = "statement"
-    statement: str
-    source: Literal["abstract", "summary", "ours"]
+    family: str
+    statement: str = ""  # by default that left is more accurate than right
+    source: Literal["abstract", "summary", "ours"] = "ours"
     study: str
     dataset: str
-    quantity: Annotated[dict, BeforeValidator(quantity)]
+    quantity: Annotated[dict, BeforeValidator(compared)] = Field("accuracy", validate_default=True)
     at: Literal["end", "equal loss"] = "end"
     left: str
     relation: Literal["less", "greater"]
@@ -70,23 +70,6 @@ class Claim(config.Strict):
         return self
 
 
-class DepthUtility(config.Strict):
-    places: dict[str, str]  # study: data set
-    frozen: dict[str, dict[str, str]]  # what learns in the frozen net: {arm: frozen arm}
-
-    def claims(self) -> list[dict]:
-        """One for each pair in each place: the arm is more accurate than the frozen one."""
-        same = {"family": "depth utility", "source": "ours", "quantity": "accuracy", "relation": "greater"}
-        return [
-            {**same, "study": study, "dataset": dataset, "left": left, "right": right, "frozen": learns}
-            | {"id": f"{study}-{left}-over-{right}"}
-            | {"statement": f"{label(left)} is more accurate than {label(right)} in {study}"}
-            for study, dataset in self.places.items()
-            for learns, pairs in self.frozen.items()
-            for left, right in pairs.items()
-        ]
-
-
 @functools.cache
 def base() -> dict:
     """The paper's grid, which has studies and arms that a preset may lack."""
@@ -100,20 +83,42 @@ def known_studies() -> set[str]:
     return {study["name"] for grid in grids for study in grid["studies"]}
 
 
-def label(arm: str) -> str:
+def label(arm: str | float | None) -> str:
     return base()["arms"].get(arm, {"label": arm})["label"]
 
 
+def filled(given: object, values: dict) -> object:
+    """What is given with the values in place of their {names}, in every text in it."""
+    if isinstance(given, str):
+        return given.format_map(values)
+    if isinstance(given, list):
+        return [filled(each, values) for each in given]
+    return {key: filled(each, values) for key, each in given.items()} if isinstance(given, dict) else given
+
+
+def spelt_out(claim: dict) -> list[dict]:
+    """The claims that one stands for: one for every combination of the values that it has under `each`."""
+    each = claim.get("each", {})
+    kept = {key: value for key, value in claim.items() if key != "each"}
+    found = [filled(kept, dict(zip(each, values, strict=True))) for values in itertools.product(*each.values())]
+    said = "{} is {} accurate than {} in {}"
+    for one in found:
+        left, relation, right, study = map(one.get, ("left", "relation", "right", "study"))
+        one.setdefault(
+            "statement", said.format(label(left), "less" if relation == "less" else "more", label(right), study)
+        )
+    return found
+
+
 def read_claims(path: Path) -> list[Claim]:
-    """The statements, then the depth utility. Raises InputError, one sentence, for a file that does not hold them."""
-    found = config.read(path)
+    """All, family by family. Raises InputError, one sentence, for a file that does not hold them."""
     try:
-        depth = config.checked(DepthUtility, found["depth_utility"], f"{path}: depth_utility").claims()
-        claims = found["statements"] + depth
-        return [config.checked(Claim, claim, f"{path}: claim {claim.get('id')!r}") for claim in claims]
-    except (KeyError, AttributeError, TypeError) as error:
-        what = "must hold statements, a list of claims, each a mapping, and depth_utility"
+        families = config.read(path).items()
+        claims = [{"family": family, **one} for family, some in families for each in some for one in spelt_out(each)]
+    except (KeyError, AttributeError, TypeError, ValueError, IndexError) as error:
+        what = "must hold families of claims, each a list of mappings, whose texts name what stands in their `each`"
         raise InputError(f"{path} {what} ({' '.join(str(error).split())})") from error
+    return [config.checked(Claim, claim, f"{path}: claim {claim.get('id')!r}") for claim in claims]
 
 
 def measured(claim: Claim, arm: str, tables: Tables, over: Callable) -> pd.DataFrame:
@@ -220,17 +225,19 @@ def verdict(row: pd.Series) -> str:
         return "by construction"
     if row["n"] < 2 or not row["p_holm"] < LEVEL:
         return "inconclusive"
-    claimed = 1 if row["relation"] == "greater" else -1
+    depth, claimed = row["family"] == DEPTH, 1 if row["relation"] == "greater" else -1
     if claimed * row["difference"] < 0:
-        return WORDS[row["family"]][1]
+        return "worse" if depth else "not reproduced"
     ends = [["control_low", "control_high"], ["rest_low", "rest_high"]]
     gains, left_over = (min(claimed * row[two].astype(float)) > 0 for two in ends)
-    return "explained by the control" if gains and not left_over else WORDS[row["family"]][0]
+    return "explained by the control" if gains and not left_over else "better" if depth else "reproduced"
 
 
 def settled(claims: list[Claim], tables: Tables) -> pd.DataFrame:
-    """claims.csv: a row per claim, with p-values corrected over its family and the verdict."""
-    table = pd.DataFrame([settle(claim, tables) for claim in claims])
+    """claims.csv: a row per claim on a study that is there, with p-values corrected over its family and the verdict."""
+    rows = [settle(claim, tables) for claim in claims]
+    table = pd.DataFrame(rows, columns=[*rows[0]])
+    table = table[table["study"].isin(tables["runs"]["study"])]
     for p in ("p", "p_finished"):
         counted = table[p].mask(table["structural"].notna())
         corrected = counted.groupby(table["family"]).transform(holm)

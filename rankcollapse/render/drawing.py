@@ -39,23 +39,23 @@ STYLE |= {f"{axis}tick.{key}": value for axis in "xy" for key, value in {"major.
 STYLE |= {"svg.fonttype": "path", "svg.hashsalt": "rankcollapse"}
 
 
-def shown_tables(folder: Path, tuned: Path, shown: str, arms: dict[str, dict], studies: dict[str, str]) -> Tables:
-    """The tables of tables.load cut to the runs of `studies` that are shown, in their order, with arms by their labels.
+def shown_tables(folder: Path, tuned: Path, wanted: str, arms: dict, studies: dict, shown: dict) -> Tables:
+    """The tables of tables.load cut to the shown arms of `studies`, in their order, with arms by their labels.
 
-    A row has what its arm is, its `panel`, and the panel's `title`, which says too what runs it lacks. `shown` may name
-    columns of runs.csv, and whether any run of the study has changed updates (`intervention`), the rule has a B
+    A row has what its arm is, its `panel`, and the panel's `title`, which says too what runs it lacks. `wanted` may
+    name columns of runs.csv, and whether any run of the study has changed updates (`intervention`), the rule has a B
     (`aligned`), some blocks alone learn (`ladder`), or do in an arm of the run's optimizer and normalization
     (`laddered`), and hidden weights stay as initialised (`control`).
     """
     tables = load(folder, tuned)
     runs, order = tables["runs"], {"study": [*studies], "arm": [*arms]}
-    runs = runs[runs["study"].isin(studies)]
+    runs = runs[[arm in shown.get(study, []) for study, arm in zip(runs["study"], runs["arm"], strict=True)]]
     changed = runs.loc[runs["update"] != "full", "study"]
     aligned = runs.loc[runs["arm"].isin(select(tables["alignment"], quantity="gradient")["arm"]), "rule"]
     runs = runs.assign(intervention=runs["study"].isin(changed), aligned=runs["rule"].isin(aligned))
     runs = runs.assign(ladder=runs["learning_blocks"].notna(), control=runs["rule"].str.startswith("frozen"))
     kinds = runs.groupby(["study", "dataset", "optimizer", "normalization"])
-    runs = runs.assign(laddered=kinds["ladder"].transform("any")).query(shown)
+    runs = runs.assign(laddered=kinds["ladder"].transform("any")).query(wanted)
     runs = runs.sort_values([*order], key=lambda names: names.map(order[names.name].index), kind="stable")
     runs["panel"] = runs["study"].map(studies) + ", " + runs["dataset"].map({name: SETS[name].label for name in SETS})
     labels = {arm: look["label"] for arm, look in arms.items()}
@@ -248,7 +248,7 @@ def save(figure: Figure, caption: str, out: Path) -> None:
 
 
 def figure(name: str, results: Path, tuned: Path, looks: dict, out: Path) -> None:
-    """Make a figure of the tables in `results`. looks: {"arms": {...}, "studies": {...}}."""
+    """Make a figure of the tables in `results`. looks: {"arms": {...}, "studies": {...}, "shown": {...}}."""
     module = importlib.import_module(f"rankcollapse.render.figures.{name}")
     plt.switch_backend("agg")
     sns.set_theme("paper", "ticks", font="DejaVu Sans", font_scale=0.8, rc=STYLE)  # a font that comes with matplotlib

@@ -27,10 +27,11 @@ def markdown(rows: list[list[str]]) -> list[str]:
 INTRO = (
     "Small networks, real CIFAR ({}), rates tuned on validation images. Difference of means over n seeds, paired, with "
     "its 95 % interval; control: the same gain in a net with frozen hidden weights; p by Student's t, by Holm over "
-    "the table. A diverged run counts with the accuracy that it ended with, not with ranks. A verdict is on the "
-    "direction. [Tables](results/quick/summary/), [choices](results/quick/tuned.csv), [paper]({}).\n"
+    "its question. A diverged run counts with the accuracy that it ended with, not with ranks. A verdict is on the "
+    "direction. [All questions](results/quick/summary/claims.csv), [tables](results/quick/summary/), "
+    "[choices](results/quick/tuned.csv), [paper]({}).\n"
 )
-DEPTH = (
+UTILITY = (
     "\n**Depth utility**: test accuracy of a net trained by FA less that of the same net with hidden weights frozen at "
     "initialisation, in points; ✓ the trained net is better, ✗ worse, ~ not told apart (Holm over this table).\n"
 )
@@ -41,7 +42,9 @@ def block(claims: pd.DataFrame, provenance: dict, findings: str) -> list[str]:
     where = [provenance["device"], provenance.get("precision", []), provenance["finished"][:10]]
     where = ", ".join(part if isinstance(part, str) else "; ".join(part) for part in where if part)
     rows = [["statement (source)", "left − right", "control", "n", "rates", "p, Holm", "verdict"]]
-    for row in claims[(claims["family"] == "statement") & (claims["verdict"] != "not tested")].itertuples():
+    for row in claims[
+        (claims["family"] == claims["family"].iloc[0]) & (claims["verdict"] != "not tested")
+    ].itertuples():
         alone = f"; finished alone: {row.difference_finished}" * (row.difference_finished != row.difference)
         control = row.control_difference + f", n = {row.control_n}" * ("(" in row.control_n)
         verdict = row.verdict + f": {row.structural}" * (row.structural != NONE)
@@ -52,7 +55,7 @@ def block(claims: pd.DataFrame, provenance: dict, findings: str) -> list[str]:
         f"{findings}\n",
         INTRO.format(where, "paper/quick/replication.pdf"),
         *markdown(rows),
-        *([DEPTH, *markdown(depth)] if depth else []),
+        *([UTILITY, *markdown(depth)] if depth else []),
     ]
 
 

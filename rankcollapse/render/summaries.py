@@ -17,10 +17,13 @@ from rankcollapse.experiment.config import Settings
 from rankcollapse.render import tables as tidy
 from rankcollapse.render.claims import read_claims, settled
 from rankcollapse.render.findings import findings
+from rankcollapse.render.joined import gains, heldout, joined
 from rankcollapse.render.mediation import mediation
 from rankcollapse.render.tables import ARM, MEASURES, SPECTRUM, Tables, finished
 
 SETTINGS = ["rate", "lr", "weight_decay", "width", "learning_blocks", "rule", "normalization", "optimizer", "update"]
+# Of joined.csv, what stands beside an arm's accuracy.
+BESIDE = ["gradient_rank", "error_rank", "alignment", "relative_update"]
 GENERATED = [":!results", ":!figures", ":!README.md", ":!docs/speed.md", ":(exclude,glob)paper/*/**"]
 DIGITS = 8  # so many that nothing is rounded twice
 
@@ -132,14 +135,20 @@ def provenance(runs: pd.DataFrame, preset: str, title: str) -> dict:
 def summarise(results: Path, claims: Path, published: Path, title: str) -> None:
     """Write results/summary and provenance.json, from results/tables alone."""
     tables = tidy.load(results / "tables")
+    beside = joined(tables)
+    theirs = yaml.safe_load(published.read_text(encoding="utf-8"))
+    means = spread(beside, ARM, BESIDE).drop(columns="n")
     summaries = {
-        "accuracy": accuracy(tables["runs"], yaml.safe_load(published.read_text(encoding="utf-8"))),
+        "accuracy": accuracy(tables["runs"], theirs).merge(means, how="left", on=ARM),
         "ranks": ends(tables["ranks"], SPECTRUM, MEASURES),
         "alignment": ends(tables["alignment"], ["quantity", "layer"], ["value"]),
         "norms": ends(tables["norms"], ["quantity", "layer"], ["value"]),
         "progress": progress(tables),
         "cost": cost(tables["runs"]),
+        "joined": beside,
+        "gains": gains(beside, tables["runs"]),
         "mediation": mediation(tables),
+        "heldout": heldout(beside, tables["runs"]),
         "claims": settled(read_claims(claims), tables),
     }
     for name, table in summaries.items():

@@ -14,7 +14,10 @@ ENDS = {"difference": ("low", "high"), "measured": ("low", "high"), "rest": ("re
 ENDS |= {
     "control_difference": ("control_low", "control_high"),
     "difference_finished": ("low_finished", "high_finished"),
-    **{value: (f"{value}_low", f"{value}_high") for value in ("between", "within", "given_loss")},
+    **{
+        value: (f"{value}_low", f"{value}_high")
+        for value in ("between", "within", "given_loss", "gain", "change", "carried")
+    },
 }
 SIDES = ["left_mean", "right_mean", "detectable"]  # in the unit of `difference`, and as sure
 CHANCES = ["p", "p_holm", "p_finished", "p_holm_finished"]
@@ -72,7 +75,7 @@ def shown(table: pd.DataFrame, names: dict) -> pd.DataFrame:
     X_mean and X_std are one column, X, and so are a value and the ends of its interval; n says what became of runs.
     """
     labels, made = names.get("labels", {}), {}
-    arms = dict.fromkeys(["arm", "left", "right", "control_left", "control_right", "reference"], labels)
+    arms = dict.fromkeys(["arm", "left", "right", "control_left", "control_right", "reference", "base"], labels)
     arms["rate"] = {f"as {arm}": f"as {label}" for arm, label in labels.items()}
     table = table.replace({"study": names.get("studies", {}), "dataset": names.get("datasets", {}), **arms})
     gone = {end for value, ends in ENDS.items() if value in table for end in ends}

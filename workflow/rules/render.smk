@@ -1,11 +1,12 @@
 # The third stage: from the tables alone to summaries, claims, figures, pages and the paper.
 from rankcollapse.render.figures import titles
 
-SUMMARIES = ["accuracy", "ranks", "progress", "alignment", "norms", "cost", "mediation", "claims"]
+SUMMARIES = ["accuracy", "ranks", "progress", "alignment", "norms", "cost", "joined", "gains", "mediation", "heldout", "claims"]
 TITLES = titles()
 LOOKS = {
     "arms": {name: arm.model_dump(exclude={"run"}) for name, arm in GRID.arms.items()},
-    "studies": {study.name: study.title or study.name for study in GRID.studies if study.shown},
+    "studies": {study.name: study.title or study.name for study in GRID.studies},
+    "shown": {study.name: [*study.arms] if study.shown is None else study.shown for study in GRID.studies},
 }
 BENCHMARKS = sorted(str(path) for path in Path("results/benchmarks").glob("*/bench.csv"))
 NAMES = {"title": GRID.title or GRID.preset, "tuned": TUNED, "benchmarks": BENCHMARKS, "looks": LOOKS}
@@ -31,8 +32,8 @@ rule summarise:
     input:
         TABLES,
         ours("paper/published.yaml", "paper/claims.yaml", "config.yaml"),
-        ours(*(f"rankcollapse/render/{name}.py" for name in ("summaries", "claims", "findings", "mediation"))),
-        ours(*(f"rankcollapse/render/{name}.py" for name in ("tables", "text"))),
+        ours(*(f"rankcollapse/render/{name}.py" for name in ("summaries", "claims", "findings", "joined"))),
+        ours(*(f"rankcollapse/render/{name}.py" for name in ("mediation", "tables", "text"))),
     output:
         SUMMARISED[:-1],
         report(SUMMARISED[-1], category="What holds", caption="../report/findings.rst"),
