@@ -64,11 +64,19 @@ def test_a_check_trains_every_candidate_to_full_length_as_well_with_one_seed():
     assert (candidates(given), len(runs(given))) == ([], 4), "with choices there is nothing to tune, and no seed for it"
 
 
+def test_rates_beyond_the_end_that_was_the_best_are_candidates_and_leave_the_number_fair():
+    found = candidates(tuned_grid({"lr": RATES, "wider": [3.0, 10.0]}, fa={"tune": {"lr": RATES}}))
+    rates = {arm: [run.config.lr for run in found if (run.arm, run.config.seed) == (arm, 7)] for arm in ("bp", "fa")}
+    assert rates == {"bp": [*RATES, 3.0, 10.0], "fa": RATES}
+
+
 BAD = [
     ({"tune": {"lr": [1.0, 0.1, 0.01]}}, {}, ["lr is [1.0, 0.1, 0.01]", "an odd number of values, ascending"]),
     ({"tune": {"lr": [0.01, 0.1, 1.0, 10.0]}}, {}, ["lr is [0.01, 0.1, 1.0, 10.0]", "an odd number"]),
     ({"tune": {"lr": [0.01, 0.03162278, 0.1]}}, {}, ["lr is [0.01, 0.03162278, 0.1]", "six digits"]),
     ({"tune": {"lr": [0.1]}}, {}, ["lr is [0.1]", "at least 3"]),
+    ({"tune": {"lr": RATES, "wider": [0.05]}}, {}, ["wider is [0.05]", "beyond one end of lr"]),
+    ({"tune": {"lr": RATES, "wider": [0.001, 10.0]}}, {}, ["wider is [0.001, 10.0]", "beyond one end of lr"]),
     ({"tune": {"lr": RATES}, "lr": 0.1}, {}, ["lr and tune are both set", "one origin"]),
     ({}, {"fa": {"like": "bp", "lr": 0.1}}, ["lr and like are both set"]),
     ({}, {"fa": {"like": "pepita"}}, ["study 'a'", "arm 'fa' is like 'pepita'", "a tuned arm"]),

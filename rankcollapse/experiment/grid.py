@@ -22,11 +22,17 @@ class Arm(Strict):
 
 
 class Tune(Strict):
-    """The candidates of an arm: the middle value of each knob, and around it the others of each, one at a time."""
+    """The candidates of an arm: the middle value of each knob, and around it the others of each, one at a time.
+
+    All arms have as many, but for those tried `wider` since the best rate lay at an end.
+    """
 
     lr: list[Annotated[float, Field(gt=0)]] = Field(min_length=3, description="learning rates to try, ascending")
     weight_decay: list[Annotated[float, Field(ge=0)]] | None = Field(
         None, min_length=3, description="weight decays to try, ascending; null: the arm's own"
+    )
+    wider: list[Annotated[float, Field(gt=0)]] = Field(
+        [], description="further learning rates, tried since the best of `lr` lay at that end"
     )
 
     @model_validator(mode="after")
@@ -36,11 +42,14 @@ class Tune(Strict):
                 raise ValueError(f"{key} is {values}; it must be an odd number of values, ascending")
             if any(float(f"{value:g}") != value for value in values):  # as candidates are named, and tables written
                 raise ValueError(f"{key} is {values}; a value must have at most six digits")
+        inner = [value for value in self.wider if self.lr[0] <= value <= self.lr[-1]]
+        if inner or len({value > self.lr[-1] for value in self.wider}) > 1:
+            raise ValueError(f"wider is {self.wider}; its values must lie beyond one end of lr, {self.lr}")
         return self
 
     @property
     def axes(self) -> dict[str, list[float]]:
-        return self.model_dump(exclude_none=True)
+        return self.model_dump(exclude_none=True, exclude={"wider"})
 
     @property
     def middle(self) -> dict[str, float]:
@@ -49,6 +58,7 @@ class Tune(Strict):
     @property
     def candidates(self) -> list[dict[str, float]]:
         found = [{**self.middle, key: value} for key, values in self.axes.items() for value in values]
+        found += [{**self.middle, "lr": value} for value in self.wider]
         return [candidate for i, candidate in enumerate(found) if candidate not in found[:i]]
 
 

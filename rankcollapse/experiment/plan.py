@@ -81,7 +81,7 @@ def candidates(grid: Grid, device: str) -> list[Run]:
     found, counts = [], {}
     for study, arm, _, values, place in _places(grid):
         if study.arms[arm].tune:
-            counts[study.name, arm] = len(study.arms[arm].tune.candidates)
+            counts[study.name, arm] = len(study.arms[arm].tune.candidates) - len(study.arms[arm].tune.wider)
             found += [] if grid.tuned else _candidates(grid, study, arm, values, device, place)
     if len({*counts.values()}) > 1:
         least, most = min(counts, key=counts.get), max(counts, key=counts.get)
