@@ -5,7 +5,7 @@ CORES ?= all
 PRESET ?= quick
 SNAKEMAKE := $(BIN)/python -m snakemake --cores $(CORES)
 
-.PHONY: setup demo quick full why paper render test test-gpu test-slurm test-conda test-faults verify lint format bench bench-gpu bench-scale readme schema lock envs
+.PHONY: setup demo quick full why paper render test test-gpu test-slurm test-conda test-faults verify lint format bench bench-gpu bench-scale readme schema lock envs archive
 
 setup: .venv/installed
 
@@ -87,7 +87,7 @@ build/biotorch: | setup
 bench-scale: setup ## cost of the workflow itself for 100, 1,000 and 10,000 runs
 	$(BIN)/python tests/scale.py
 
-readme: setup ## write the generated tables into README.md and docs/speed.md
+readme: setup ## write the generated tables into README.md and docs/
 	$(BIN)/python -m rankcollapse.render readme
 
 schema: setup ## write config.schema.json, by which editors check and complete the configs
@@ -100,3 +100,12 @@ lock: ## pin the newest versions that pyproject.toml allows (needs uv)
 
 envs: setup ## write the conda environments, from pyproject.toml and the lock
 	$(BIN)/python envs/environments.py
+
+# Of the last commit, not of the working tree: the same commit gives the same bytes.
+VERSION := $(shell sed -n 's/^version: //p' CITATION.cff)
+archive: ## the paper, its figures and tables in one file, for Zenodo or a preprint server
+	mkdir -p build
+	git -c tar.umask=0022 -c tar.tar.gz.command='gzip -n' archive --prefix=rankcollapse-$(VERSION)/ \
+	  --output build/rankcollapse-$(VERSION).tar.gz HEAD \
+	  paper figures results docs config.yaml presets README.md CONTRIBUTING.md CHANGELOG.md LICENSE CITATION.cff
+	@echo "Done: build/rankcollapse-$(VERSION).tar.gz, of commit $$(git rev-parse --short HEAD)"

@@ -641,11 +641,13 @@ def test_the_readme_block_follows_the_claims_and_check_notices_a_change(tmp_path
     ]  # fmt: skip
     made = runs({"frozen+bn": [60, 10]}, fa=[40, 41, 42], bp=[60, 62, 61], frozen=[11, 13, 12])
     table = settled({"runs": pd.concat([made, runs({"fa+bn": [70, 71]})])}, *changes)
-    quick, page, other = tmp_path / "results" / "quick", tmp_path / "README.md", tmp_path / "docs" / "speed.md"
+    quick, page = tmp_path / "results" / "quick", tmp_path / "README.md"
+    running, other = tmp_path / "docs" / "running.md", tmp_path / "docs" / "speed.md"
     collect.write(quick / "summary" / "claims.csv", table, 8)
     files.write_text(quick / "summary" / "findings.txt", "One, ü.\nTwo.\n")
     files.write_json(quick / "provenance.json", {"device": ["CPU", "GPU"], "finished": "2026-01-02T03:04:05Z"})
-    files.write_text(page, f"before\n{blocks(tmp_path, 'claims', 'checks')}after\n")
+    files.write_text(page, f"before\n{blocks(tmp_path, 'claims')}after\n")
+    files.write_text(running, f"before\n{blocks(tmp_path, 'checks')}after\n")
     files.write_text(other, f"before\n{blocks(tmp_path, 'speed')}after\n")
     monkeypatch.chdir(tmp_path)
     assert main(["readme", "--check"]) == 2
@@ -653,20 +655,25 @@ def test_the_readme_block_follows_the_claims_and_check_notices_a_change(tmp_path
     content = page.read_text(encoding="utf-8")
     assert content.startswith(f"before\n{readme.BEGIN.format('claims')}\nOne, ü. Two.\n")
     assert "(CPU; GPU, 2026-01-02)" in content
-    assert content.endswith(f"{readme.END.format('checks')}\nafter\n")
+    assert content.endswith(f"{readme.END.format('claims')}\nafter\n")
+    survived = running.read_text(encoding="utf-8")
+    assert survived.endswith(f"{readme.END.format('checks')}\nafter\n")
     costs = other.read_text(encoding="utf-8")
     assert costs.startswith(f"before\n{readme.BEGIN.format('speed')}\n**A, B**: ")
     for said in (
-        "4 faults on digits: 2 nothing was to be done; 2 named and made again by the same command; 0 by hand",
+        "put 4 faults in the way of a small grid",
+        "2 times there was nothing to repair; 2 times the workflow named what was damaged or unfinished and made it again",
+        "; 0 times the machine had refused something",
+        "Finished work was lost 0 times, and 0 times something was wrong and no message said so.\n",
         "| SIGKILL | 4 | 2 | 2 | 0 | 0 | 0 |\n",
-        "1 of 2 calls end with the checksums of a local run (none; scancel)",
-        "`make bench-scale`, 1,000 runs: tables alone 0.75 CPU-s, 89 MB.\n",
+        "1 of 2 calls ended with the checksums of a local run. What happened in them: none; scancel.\n",
+        "For 1,000 runs:\n\n| step | CPU seconds | memory, MB |\n|---|---|---|\n| tables alone | 0.75 | 89 |\n",
         "**A, B**: products 190.1 [189.0, 191.0] GFLOP/s.\n\n![",
         "](../results/benchmarks/a-b/bench.svg)",
         "| FA / BP | ≤ 1.02 | 1.011 [1.001, 1.021] | 0.0312 | 7 | ✓ met |  |\n",
         "| a start, s | ≤ 2.5 | 4.81 [4.70, 4.90] | 0 | 7 | ✗ NOT MET | import torch 1.8 s |\n",
     ):
-        assert said in content + costs
+        assert said in survived + costs
     content = content.partition(readme.END.format("claims"))[0]
     rows = [line.strip("| ").split(" | ") for line in content.splitlines() if line[:2] == "| "]
     gain, p, four = "−20.0 [−22.5, −17.5]", 0.00083, 0.0025  # t = -20 √3 with 2 degrees of freedom; three are corrected
