@@ -662,7 +662,7 @@ def test_the_readme_block_follows_the_claims_and_check_notices_a_change(tmp_path
     assert costs.startswith(f"before\n{readme.BEGIN.format('speed')}\n**A, B**: ")
     for said in (
         "put 4 faults in the way of a small grid",
-        "2 times there was nothing to repair; 2 times the workflow named what was damaged or unfinished and made it again",
+        "2 times there was nothing to repair; 2 times the workflow named what was damaged or unfinished and made it",
         "; 0 times the machine had refused something",
         "Finished work was lost 0 times, and 0 times something was wrong and no message said so.\n",
         "| SIGKILL | 4 | 2 | 2 | 0 | 0 | 0 |\n",

@@ -1,5 +1,5 @@
-"""Blocks of README.md, docs/running.md and docs/speed.md: what holds, from the quick preset's claims, what was survived,
-from results/checks, and what it costs, from results/benchmarks.
+"""Blocks of README.md, docs/running.md and docs/speed.md: what holds, from the quick preset's claims, what was
+survived, from results/checks, and what it costs, from results/benchmarks.
 """
 
 from pathlib import Path
@@ -88,7 +88,9 @@ def checks() -> list[str]:
     if "scale" in found:
         rows = found["scale"][found["scale"]["runs"] == found["scale"]["runs"].max()]
         lines += [
-            f"`make bench-scale` measures what the workflow costs beside the training. For {rows['runs'].iloc[0]:,} runs:\n"
+            "`make bench-scale` measures what the workflow costs beside the training: a dry run before and after it, "
+            "the tables by Snakemake and alone, and what each job of a cluster pays. "
+            f"For {rows['runs'].iloc[0]:,} runs:\n",
         ]
         costs = [[row.what, number(row.cpu_seconds), number(row.memory_mb)] for row in rows.itertuples()]
         lines += markdown([["step", "CPU seconds", "memory, MB"], *costs])
