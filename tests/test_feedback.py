@@ -89,6 +89,13 @@ def has_bits(conv, device):
 # ---- B = W is backpropagation, to the bit ----
 
 
+def test_a_converted_layer_may_be_called_by_keyword():
+    for rule in ("fa", "bp"):
+        net = convert(nn.ModuleList([nn.Conv2d(1, 2, 3), nn.Linear(4, 3)]), rule, torch.Generator().manual_seed(0))
+        for layer, x in zip(net, (torch.ones(1, 1, 5, 5), torch.ones(2, 4)), strict=True):
+            assert torch.equal(layer(input=x), layer(x))
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 5), (2, 3, 2, 5), (0, 5), (5, 3)])
 def test_linear_with_b_equal_to_w_gives_bp_gradients_to_the_bit(shape, bias, device):

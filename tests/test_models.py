@@ -77,6 +77,13 @@ def test_initialize_refuses_a_layer_whose_values_it_does_not_know(layer, refused
     refused(lambda: models.initialize(net, gen()), f"layer '1' is a {type(layer).__name__}", error=ValueError)
 
 
+def test_nets_that_differ_in_biases_alone_start_with_the_same_weights():
+    nets = [nn.Sequential(nn.Linear(3, 4, bias=bias), nn.Linear(4, 5, bias=bias)) for bias in (True, False)]
+    plain, bare = (models.initialize(net, gen()) for net in nets)
+    assert all(torch.equal(a.weight, b.weight) for a, b in zip(plain, bare, strict=True))
+    assert 0.2 < plain[0].bias.abs().max() < 3**-0.5
+
+
 def test_initialize_leaves_nothing_of_what_the_memory_held():
     """NaN all through, then two fills from one seed: equal, finite, and norms at their constants."""
     others = [nn.GroupNorm(2, 4), nn.LayerNorm((4, 6, 6)), nn.BatchNorm2d(4), nn.InstanceNorm2d(4, affine=True)]
@@ -428,9 +435,8 @@ def test_norms_of_other_peoples_models_are_let_through_filled_and_put_back():
     net = models.initialize(nn.Sequential(nn.Conv2d(1, 4, 3), *own, nn.Flatten(), nn.Linear(16, 2)), gen())
     assert list(feedback_layers(convert(net, "fa", gen(1)))) == ["0", "7"]
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    measured = signals.Signals(
-        net, (torch.randn(8, 1, 4, 4, generator=gen(2)), torch.arange(8) % 2), lambda step: nn.init.normal_
-    )
+    batch = torch.randn(8, 1, 4, 4, generator=gen(2)), torch.arange(8) % 2
+    measured = signals.Signals(net, batch, lambda step, tensors: [nn.init.normal_(b) for b in tensors])
     measured.measure(0)
     assert len(measured.spectra) > 0
     assert_same_bits(net.state_dict(), before)

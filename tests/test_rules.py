@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rankcollapse import RULES, WeightMirror, check, convert, exact_feedback, low_rank, orthogonal, scaled
 from rankcollapse.errors import InputError
-from rankcollapse.experiment import network
+from rankcollapse.experiment import data, network
 from rankcollapse.experiment.config import run_config
 from rankcollapse.experiment.training import fit
 from rankcollapse.library import models, rules, updates
@@ -751,9 +751,21 @@ def test_feedback_knobs_of_a_run_make_its_b(tiny, refused):
     assert float(made(rule="usf", feedback_scale=3.0).abs().max()) == pytest.approx(
         3 * float(plain.square().mean().sqrt())
     )
+    heads = [network.make_model(tiny(rule="fa", depth=1, feedback=law, feedback_rank=rank)).head.feedback
+             for law, rank in (("same", None), ("rank", 3), ("orthogonal", None))]  # fmt: skip
+    for other in heads[1:]:
+        assert torch.equal(heads[0], other), "the classifier's keeps W's law"
     network.check(tiny(rule="dfa", feedback="rank", feedback_rank=10))
-    config = tiny(rule="fa", feedback="rank", feedback_rank=11)
-    refused(lambda: network.check(config), "feedback_rank is 11", "[10, 16]", error=InputError)
+    config = tiny(rule="fa", feedback="rank", feedback_rank=17)
+    refused(lambda: network.check(config), "feedback_rank is 17", "[16, 64]", error=InputError)
+
+
+def test_the_null_of_a_run_is_drawn_as_its_feedback_weights_are(tiny):
+    config = tiny(rule="fa", feedback="rank", feedback_rank=3)
+    made = [layer.feedback for layer in feedback_layers(network.make_model(config)).values()]
+    drawn = [torch.empty(b.shape) for b in made]
+    network.redraw_feedback(drawn, config, data.generator(config.seed, "feedback"))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(drawn, made, strict=True))
 
 
 # ---- runs ----

@@ -379,6 +379,20 @@ def test_a_gain_is_explained_by_the_control_if_that_gains_and_no_more_is_left(re
     assert settle(made, **{**claim, "control": None})["verdict"] == "reproduced"
 
 
+def test_a_claim_beyond_its_control_is_on_what_is_left_above_it():
+    theirs = {"bp+muon": [70, 71, 69, np.nan, 72], "bp": [65, 65, 66, 66, 65]}
+    made = runs({"fa+muon": BASE + GAIN, "fa": BASE, **theirs})
+    claim = {"left": "fa+muon", "relation": "greater", "right": "fa", "control": ["bp+muon", "bp"], "beyond": True}
+    row, left = settle(made, **claim), (GAIN - np.subtract(theirs["bp+muon"], theirs["bp"]))[[0, 1, 2, 4]]
+    assert (row["n"], row["difference"], row["rest"]) == (4, left.mean(), left.mean())
+    assert row["p"] == pytest.approx(stats.ttest_1samp(left, 0).pvalue)
+    assert (row["verdict"], row["control_difference"]) == ("reproduced", 5.25)
+    both = made.assign(test_accuracy=made["test_accuracy"].where(made["arm"] != "bp+muon", 75))
+    assert settle(both, **claim)["verdict"] != "explained by the control", "whatever the control gains"
+    with pytest.raises(ValueError, match="beyond is true, but there is no control"):
+        claims.Claim(**{**CLAIM, "beyond": True})
+
+
 def test_the_columns_of_the_control_are_paired_by_seed():
     theirs = {"frozen+muon": [30, 33, 10, np.nan], "frozen": [28, 29, 30, 31]}
     made = runs({"fa+muon": [47, 49, 46, 55], "fa": [40, 41, 43, 42], **theirs})

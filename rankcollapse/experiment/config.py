@@ -69,7 +69,9 @@ class Settings(Strict):
         "one magnitude, magnitudes drawn at each step or once, weight mirror, or hidden weights frozen: the classifier "
         "alone learns, or norm parameters too, by FA's errors or exact ones",
     )
-    feedback: Literal["same", "orthogonal", "rank"] = Field("same", description="law of B: W's, or another of its norm")
+    feedback: Literal["same", "orthogonal", "rank"] = Field(
+        "same", description="law of B: W's, or of hidden layers another of its norm; the classifier's B keeps that of W"
+    )
     feedback_rank: int | None = Field(None, ge=1, description="rank of B under feedback 'rank'")
     feedback_scale: float = Field(1.0, gt=0, description="factor on B as it is drawn, or on its magnitudes")
     learning_blocks: int | None = Field(
@@ -82,12 +84,15 @@ class Settings(Strict):
     update: Literal["full", "top_r", "full_rank", "polar", "frobenius", "spectral", "sign"] = Field(
         "full",
         description="intervention on the update: none; of sgd its top singular directions, or its polar factor in its "
-        "own norm; of muon, in place of Newton-Schulz, the exact polar factor, its top directions at the same "
-        "Frobenius norm, the momentum or its signs at that of a polar factor of full rank, or the momentum at its "
+        "own norm; of muon, in place of Newton-Schulz, the exact polar factor, its top directions at one of its "
+        "norms, the momentum or its signs at that of a polar factor of full rank, or the momentum at its "
         "spectral norm",
     )
     rank: int | None = Field(None, ge=1, description="singular directions that top_r keeps")
-    norm: Literal["frobenius", "spectral"] | None = Field(None, description="norm of the update that full_rank keeps")
+    norm: Literal["frobenius", "spectral"] | None = Field(
+        None, description="norm that full_rank keeps of the update, and top_r under muon of the polar factor"
+    )
+    update_head: bool = Field(True, description="whether the intervention changes the classifier's update too")
     ns_steps: int = Field(5, ge=1, le=99, description="Newton-Schulz steps of Muon")
     ns_precision: Literal["bfloat16", "float32"] = Field(
         "bfloat16", description="type that Newton-Schulz steps of matrices of more than 64 rows are in"
@@ -156,8 +161,16 @@ class RunConfig(Settings):
             raise ValueError(f"update is {self.update!r}; under optimizer {self.optimizer!r} it must be one of {words}")
         if self.update == "top_r" and self.rank is None:
             raise ValueError("rank is missing: update 'top_r' needs the number of singular directions to keep")
-        if self.update == "full_rank" and self.norm is None:
-            raise ValueError("norm is missing: update 'full_rank' needs 'frobenius' or 'spectral', the norm to keep")
+        if (
+            needs := self.update == "full_rank" or (self.update, self.optimizer) == ("top_r", "muon")
+        ) and not self.norm:
+            raise ValueError(
+                f"norm is missing: update {self.update!r} needs 'frobenius' or 'spectral', the norm to keep"
+            )
+        if self.norm and not needs:
+            raise ValueError(f"norm is {self.norm!r}, but update {self.update!r} here keeps none; it must be null")
+        if not self.update_head and self.update == "full":
+            raise ValueError("update_head is false, but update is 'full', which changes nothing; it must be left out")
         if self.rank is not None and self.update != "top_r":
             raise ValueError(f"rank is {self.rank}, but update {self.update!r} takes none; it must be null")
         if self.stem != "cifar" and self.architecture != "resnet18":

@@ -72,10 +72,10 @@ class State:
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (self.steps - warmup)))
 
-    def untrained(self, step: int) -> Callable[[Tensor], object]:
-        """What fills the feedback weights that the signals of a step compare those of the run with."""
+    def untrained(self, step: int, tensors: list[Tensor]) -> None:
+        """Fill the feedback weights that the signals of a step compare those of the run with."""
         draw = batching.generator(self.config.seed, f"untrained feedback, {step}")
-        return lambda b: network.feedback_law(self.config)(b, draw)
+        network.redraw_feedback(tensors, self.config, draw)
 
     @property
     def diverged(self) -> bool:

@@ -171,27 +171,27 @@ class FeedbackLinear(_Feedback, nn.Linear):
     True
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if self._plain():
-            return nn.Linear.forward(self, x)
+            return nn.Linear.forward(self, input)
         if self.broadcast:
-            return nn.Linear.forward(self, self.broadcast.cut(self, x))
-        rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
-        weight, feedback, bias, dtype = self.weight, self.feedback, self.bias, _autocast(x)
+            return nn.Linear.forward(self, self.broadcast.cut(self, input))
+        rows = input if input.dim() == 2 else input.reshape(-1, self.in_features)
+        weight, feedback, bias, dtype = self.weight, self.feedback, self.bias, _autocast(input)
         if dtype is not None:  # as autocast would cast them for a product: it is off in a Function's backward pass
             rows, weight, feedback = rows.to(dtype), weight.to(dtype), self._cast(Tensor.to, dtype)
             bias = None if bias is None else bias.to(dtype)
         y = _Linear.apply(rows, weight, feedback, bias)
-        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)
+        return y if input.dim() == 2 else y.view(*input.shape[:-1], self.out_features)
 
 
 class Conv2d(nn.Conv2d):
     """`nn.Conv2d` by whatever products are the fastest here, see `products`: to the bit where those are PyTorch's."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if torch.jit.is_tracing() or torch.compiler.is_exporting():
-            return nn.Conv2d.forward(self, x)
-        return self._convolve(x, feeds_back=False)
+            return nn.Conv2d.forward(self, input)
+        return self._convolve(input, feeds_back=False)
 
     def _convolve(self, x: Tensor, feeds_back: bool) -> Tensor:
         """The convolution of pictures [n, in, h, w], or of one [in, h, w]; errors go back through B, or W itself."""
@@ -225,11 +225,11 @@ class FeedbackConv2d(_Feedback, Conv2d):
     torch.Size([6, 2, 3, 3])
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         plain = self._plain()
         if self.broadcast and not plain:
-            return self._convolve(self.broadcast.cut(self, x), feeds_back=False)
-        return self._convolve(x, feeds_back=not plain)
+            return self._convolve(self.broadcast.cut(self, input), feeds_back=False)
+        return self._convolve(input, feeds_back=not plain)
 
 
 FEEDBACK_LAYERS = {nn.Linear: FeedbackLinear, nn.Conv2d: FeedbackConv2d, Conv2d: FeedbackConv2d}

@@ -127,21 +127,24 @@ def init_weight(weight: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def initialize(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Fill a model from `generator`, layer by layer: PyTorch's law for weights and biases, 1 and 0 for norm layers.
+    """Fill a model from `generator`: by PyTorch's laws all weights, then all biases, and 1 and 0 for norm layers.
+
+    So a net with norm layers, which has fewer biases, starts with the weights of the one without.
 
     Raises ValueError for any other layer that has values of its own: they would be whatever the memory held.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             init_weight(module.weight, generator)
-            if module.bias is not None:
-                bound = 1 / math.sqrt(math.prod(module.weight.shape[1:]))
-                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
         elif isinstance(module, NORMS):
             module.reset_parameters()  # constants: draws nothing
         elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
             what = f"layer {name!r} is a {type(module).__name__}"
             raise ValueError(f"{what}, whose law models.initialize does not know: add it there")
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+            bound = 1 / math.sqrt(math.prod(module.weight.shape[1:]))
+            nn.init.uniform_(module.bias, -bound, bound, generator=generator)
     return model
 
 

@@ -143,10 +143,8 @@ class Signals:
     after it (`relative_update`).
     """
 
-    def __init__(
-        self, model: nn.Module, batch: tuple[Tensor, Tensor], null: Callable[[int], Callable[[Tensor], object]]
-    ):
-        """batch: inputs [n, ...], not sorted by class, and labels. null: of a step, what fills its untrained B."""
+    def __init__(self, model: nn.Module, batch: tuple[Tensor, Tensor], null: Callable[[int, list[Tensor]], object]):
+        """batch: inputs [n, ...], not sorted by class, and labels. null: fills the untrained B of a step."""
         self.model, self.batch, self.null = model, batch, null
         self.weights = models.matrices(model)
         self.learning = {name: w for name, w in self.weights.items() if w.requires_grad}
@@ -216,10 +214,8 @@ class Signals:
         direct = any(layer.broadcast for layer in feedback_layers(self.model).values())
         with rules.exact_feedback(self.model):
             *_, exact = self._passes()
-        fill = self.null(step)
         fresh = {name: torch.empty(b.shape) for name, b in feedback.items()}
-        for b in fresh.values():
-            fill(b)
+        self.null(step, [*fresh.values()])
         fresh = {name: b.to(self.weights[name]) for name, b in fresh.items()}
         with rules.through(self.model, fresh):
             *_, untrained = self._passes()

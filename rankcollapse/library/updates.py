@@ -5,7 +5,7 @@ decay from the gradient: W ← (1 - lr * decay) W before the step.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -64,13 +64,13 @@ def full_rank(update: Tensor, norm: str) -> Tensor:
 # ---- under Muon, in the place of Newton-Schulz: of the polar factor's size, or of the momentum's directions ----
 
 
-def polar(update: Tensor, rank: int | None = None) -> Tensor:
+def polar(update: Tensor, rank: int | None = None, norm: str = "frobenius") -> Tensor:
     """The polar factor U Vᵀ of the update U S Vᵀ [m, n], exactly: what Newton-Schulz is a way to.
 
-    Directions that are rounding alone, by the bound of `full_rank`, become zero, all others have the singular value 1.
-    With `rank` = r it is the largest r of them, U_r V_rᵀ, times one number, so that the Frobenius norm stays that of
-    the whole, √(directions kept): the rank moves and the size does not. Of parameters in bfloat16 that bound is wide, a
-    fifth of the largest value at 576 columns.
+    Directions that are rounding alone, by the bound of `full_rank`, become zero, all others get the singular value 1.
+    With `rank` = r only the r largest stay, U_r V_rᵀ. Under norm `spectral` these keep the singular value 1; under
+    `frobenius` they share one that keeps the Frobenius norm of the whole, √(directions kept): the rank moves and that
+    size does not. Of parameters in bfloat16 the bound is wide, a fifth of the largest value at 576 columns.
 
     >>> polar(torch.tensor([[0.0, 4.0], [1.0, 0.0]]))
     tensor([[0., 1.],
@@ -79,7 +79,8 @@ def polar(update: Tensor, rank: int | None = None) -> Tensor:
 
     def gain(s: Tensor, kept: Tensor, peak: Tensor) -> Tensor:
         chosen = kept if rank is None else kept & _largest(s, rank)
-        return torch.where(chosen, (kept.sum() / chosen.sum()).sqrt() / s, 0.0)
+        size = (kept.sum() / chosen.sum()).sqrt() if norm == "frobenius" else 1.0
+        return torch.where(chosen, size / s, 0.0)
 
     return _regained(update, gain)
 
@@ -134,7 +135,8 @@ class MomentumSGD(torch.optim.Optimizer):
     """Heavy-ball SGD, M ← momentum M + G, W ← (1 - lr decay) W - lr f(M), with an intervention f on matrices.
 
     `torch.optim.SGD` couples weight decay to the gradient and has no place for f; without either this gives its bits,
-    in float32. `intervention` sees each parameter of two or more dimensions as a matrix, see `flatten`.
+    in float32. `intervention` sees each parameter of two or more dimensions as a matrix, see `flatten`, but for those
+    that it `spares`, the classifier's weight for one.
 
     >>> w = nn.Parameter(torch.ones(2, 3))
     >>> (2 * w).sum().backward()
@@ -144,9 +146,17 @@ class MomentumSGD(torch.optim.Optimizer):
             [0.7500, 0.7500, 0.7500]])
     """
 
-    def __init__(self, params, lr: float, momentum: float = 0.0, weight_decay: float = 0.0, intervention=None):
+    def __init__(
+        self,
+        params,
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        intervention: Callable[[Tensor], Tensor] | None = None,
+        spares: Iterable[Tensor] = (),
+    ):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.intervention = intervention
+        self.intervention, self.spared = intervention, {*spares}
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
@@ -192,8 +202,9 @@ class MomentumSGD(torch.optim.Optimizer):
         found = self._momenta(params)
         if self.intervention is None:
             return found
-        pairs = zip(params, found, strict=True)
-        return [unflatten(self.intervention(flatten(m, p)), p) if p.dim() > 1 else m for p, m in pairs]
+        changed = [p.dim() > 1 and p not in self.spared for p in params]
+        parts = zip(params, found, changed, strict=True)
+        return [unflatten(self.intervention(flatten(m, p)), p) if change else m for p, m, change in parts]
 
 
 def _group(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict:
@@ -231,7 +242,8 @@ def orthogonalise(matrices: Tensor, steps: int, precision: torch.dtype = torch.b
     They drive the singular values towards 1, to within about 0.3. `torch.optim.Muon` takes each step on X. Here up to
     three go on the smaller Gram matrix, where P = A + B G + C G² gives the next one, P G P, and the product of all P is
     multiplied by X once: 4 m² n + O(m³) in place of 12 m² n. More at once would lift the rounding of G, by A² for each,
-    above the small singular values; in float32 five do no harm.
+    above the small singular values; in float32 five do no harm. Of more than five in bfloat16 each is on X, or that
+    rounding would grow without end where the spectrum is steep.
 
     Above SMALL rows X is rounded to `precision`. In bfloat16, which is torch's, that puts about 1e-4 into each empty
     direction, which five steps multiply by A⁵ = 485: of random 128 x 576 matrices of rank 5, exp H(s) is 4.9 by exact
@@ -247,7 +259,9 @@ def orthogonalise(matrices: Tensor, steps: int, precision: torch.dtype = torch.b
         return matrices
     rows, columns = matrices.shape[-2:]
     precision = torch.float32 if rows <= SMALL else precision
-    together = 1 if rows > SMALL and columns <= 1.5 * rows else 3 if precision == torch.bfloat16 else 5
+    together = 3 if precision == torch.bfloat16 else 5
+    if (rows > SMALL and columns <= 1.5 * rows) or (precision == torch.bfloat16 and steps > 5):
+        together = 1
     add = torch.addmm if matrices.dim() == 2 else torch.baddbmm
     x = matrices.to(torch.promote_types(matrices.dtype, torch.float32))
     largest = x.abs().amax(-2)
@@ -274,7 +288,7 @@ def orthogonalise(matrices: Tensor, steps: int, precision: torch.dtype = torch.b
 
 def orthogonalise_all(matrices: list[Tensor], steps: int, precision: torch.dtype) -> list[Tensor]:
     """Each of several matrices; on a GPU those of one shape together, which on a CPU is slower."""
-    if not matrices[0].is_cuda:
+    if not any(matrix.is_cuda for matrix in matrices):
         return [orthogonalise(matrix, steps, precision) for matrix in matrices]
     found = list(matrices)
     kinds = [(matrix.shape, matrix.dtype, matrix.device) for matrix in matrices]
@@ -313,12 +327,13 @@ class Muon(MomentumSGD):
         shape_factor: str = "original",
         ns_precision: torch.dtype = torch.bfloat16,
         intervention: Callable[[Tensor], Tensor] | None = None,
+        spares: Iterable[Tensor] = (),
     ):
         if shape_factor not in ("original", "match_rms_adamw"):
             raise InputError(f"shape_factor is {shape_factor!r}, but it must be 'original' or 'match_rms_adamw'")
         if ns_precision not in (torch.bfloat16, torch.float32):
             raise InputError(f"ns_precision is {ns_precision!r}, but it must be torch.bfloat16 or torch.float32")
-        super().__init__(params, lr, momentum, weight_decay, intervention)
+        super().__init__(params, lr, momentum, weight_decay, intervention, spares)
         self.ns_steps, self.shape_factor, self.ns_precision = ns_steps, shape_factor, ns_precision
 
     def _accumulate(self, momenta: list[Tensor], gradients: list[Tensor], momentum: float) -> None:
@@ -327,10 +342,10 @@ class Muon(MomentumSGD):
     def _directions(self, params: list[Tensor], momentum: float) -> list[Tensor]:
         nesterov = torch._foreach_lerp([p.grad for p in params], self._momenta(params), momentum)
         matrices = [flatten(n, p) for n, p in zip(nesterov, params, strict=True)]
-        if self.intervention is None:
-            made = orthogonalise_all(matrices, self.ns_steps, self.ns_precision)
-        else:
-            made = [self.intervention(matrix) for matrix in matrices]
+        plain = [self.intervention is None or p in self.spared for p in params]
+        whole = [*itertools.compress(matrices, plain)]
+        whole = iter(orthogonalise_all(whole, self.ns_steps, self.ns_precision))
+        made = [next(whole) if each else self.intervention(m) for m, each in zip(matrices, plain, strict=True)]
         return [unflatten(self._factor(m) * m, p) for m, p in zip(made, params, strict=True)]
 
     def _factor(self, matrix: Tensor) -> float:

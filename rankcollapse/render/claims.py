@@ -61,12 +61,15 @@ class Claim(config.Strict):
     frozen: str | None = None  # depth utility: what learns in the frozen net
     paper: int | float | None = None
     control: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
+    beyond: bool = False  # on what is left of the difference above the control's
     structural: str | None = None  # why the rule itself makes it so
 
     @model_validator(mode="after")
     def _along_the_way(self) -> "Claim":
         if self.at == "equal loss" and self.quantity["measure"] == "%":
             raise ValueError("accuracy is that of the end; at equal loss there are ranks and cosines")
+        if self.beyond and not self.control:
+            raise ValueError("beyond is true, but there is no control; it must have one, or be left out")
         return self
 
 
@@ -175,6 +178,15 @@ def control(claim: Claim, differences: pd.Series, tables: Tables) -> dict:
     return dict(zip(CONTROL, values, strict=True))
 
 
+def _above(claim: Claim, pair: pd.DataFrame, tables: Tables, over: Callable | None) -> pd.Series:
+    """By seed what the claim is on: the difference, or what is left of it above the control's."""
+    difference = pair["left"] - pair["right"]
+    if not claim.beyond:
+        return difference
+    theirs = pairs(claim, *claim.control, tables, over)
+    return (difference - (theirs["left"] - theirs["right"])).dropna()
+
+
 def lost(claim: Claim, sides: list, tables: Tables) -> dict:
     """How many runs of these arms diverged, and how many are missing."""
     here = select(tables["runs"], study=claim.study, dataset=claim.dataset)
@@ -189,21 +201,22 @@ def settle(claim: Claim, tables: Tables) -> dict:
     """
     sides, about = [claim.left, claim.right], claim.model_dump()
     two, sound = (pairs(claim, *sides, tables, over) for over in (None, finished))
+    above = [_above(claim, pair, tables, over) for pair, over in ((two, None), (sound, finished))]
     here, given = select(tables["runs"], study=claim.study, dataset=claim.dataset), claim.paper is not None
     row = {key: about[key] for key in ("id", "family", "statement", "source", "study", "dataset")} | claim.quantity
     row |= {key: about[key] for key in ("at", "left", "relation", "right", "frozen")}
     row["rates"] = "; ".join(here.loc[here["arm"].isin(sides), "rate"].drop_duplicates())
     row |= {"left_mean": two["left"].mean(), "right_mean": two["right"].mean()} | lost(claim, sides, tables)
-    for ending, pair in (("", two), ("_finished", sound)):
-        difference = pair["left"] - pair["right"]
+    for ending, difference in zip(("", "_finished"), above, strict=True):
         row |= dict(zip([f"{column}{ending}" for column in READING], reading(difference), strict=True))
-        told = len(pair) > 1 and difference.sem() > 0
+        told = len(difference) > 1 and difference.sem() > 0
         row[f"p{ending}"] = stats.ttest_1samp(difference, 0).pvalue if told else np.nan
-    difference, n = two["left"] - two["right"], len(two)
+    difference, n = above[0], len(above[0])
     power = stats.t.ppf(1 - LEVEL / 2, n - 1) + stats.t.ppf(0.8, n - 1) if n > 1 else np.nan
     return row | {
         "detectable": power * difference.sem(),
-        **control(claim, difference, tables),
+        **control(claim, two["left"] - two["right"], tables),
+        "beyond": claim.beyond,
         "paper": claim.paper,
         "paper_is": ("difference" if isinstance(claim.right, str) else "left") if given else None,
         "paper_source": NOTE.get(claim.source) if given else None,
@@ -230,7 +243,8 @@ def verdict(row: pd.Series) -> str:
         return "worse" if depth else "not reproduced"
     ends = [["control_low", "control_high"], ["rest_low", "rest_high"]]
     gains, left_over = (min(claimed * row[two].astype(float)) > 0 for two in ends)
-    return "explained by the control" if gains and not left_over else "better" if depth else "reproduced"
+    explained = gains and not left_over and not row["beyond"]
+    return "explained by the control" if explained else "better" if depth else "reproduced"
 
 
 def settled(claims: list[Claim], tables: Tables) -> pd.DataFrame:
