@@ -32,6 +32,7 @@ def test_a_run_is_joined_with_what_was_measured_at_its_end_or_through_it():
     spectra = [  # two hidden layers: the geometric mean, at the last step
         ("error", "a", "pooled", 0, 99.0), ("error", "a", "pooled", 9, 4.0), ("error", "b", "pooled", 9, 9.0),
         ("error", "head", "pooled", 9, 99.0), ("gradient_trajectory", "all", "cumulative", 9, 20.0),
+        ("gradient_trajectory", "a", "cumulative", 9, 8.0), ("gradient_trajectory", "head", "cumulative", 9, 99.0),
         ("gradient_trajectory", "all", "window", 9, 99.0), ("update", "a", "step", 9, 3.0),
         ("update", "b", "step", 9, 0.0),
     ]  # fmt: skip
@@ -43,7 +44,14 @@ def test_a_run_is_joined_with_what_was_measured_at_its_end_or_through_it():
     tables = {"runs": made, "ranks": ranks, "norms": measured(steps, ["quantity", "layer"])}
     tables["alignment"] = measured(cosines, ["quantity", "layer"])
     fa, bp = joined(tables).to_dict("records")
-    wanted = {"test_percent": 40, "train_loss": 1.5, "error_rank": 6, "gradient_rank": 10, "update_rank": 3}
+    wanted = {
+        "test_percent": 40,
+        "train_loss": 1.5,
+        "error_rank": 6,
+        "whole_gradient_rank": 10,
+        "gradient_rank": 4,
+        "update_rank": 3,
+    }
     assert {key: fa[key] for key in wanted} == pytest.approx(wanted)
     assert (fa["relative_update"], fa["alignment"]) == pytest.approx((0.01, 0.3))
     assert np.isnan(fa["batch_error_rank"])

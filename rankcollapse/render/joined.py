@@ -13,9 +13,10 @@ from rankcollapse.render.claims import reading
 from rankcollapse.render.tables import ARM, KEYS, Tables, select
 
 PLAIN = {"normalization": "none", "optimizer": "sgd", "update": "full", "feedback": "same", "schedule": "cosine"}
-# By name: the rows of ranks.csv, and the measure. Of errors, activations and updates the mean log over hidden layers.
+# By name: the rows of ranks.csv, and the measure. Unless a layer is named it is the mean log over hidden layers.
 RANKS = {
-    "gradient_rank": ({"quantity": "gradient_trajectory", "layer": "all", "scope": "cumulative"}, "entropy_s2"),
+    "gradient_rank": ({"quantity": "gradient_trajectory", "scope": "cumulative"}, "entropy_s2"),
+    "whole_gradient_rank": ({"quantity": "gradient_trajectory", "layer": "all", "scope": "cumulative"}, "entropy_s2"),
     "error_rank": ({"quantity": "error", "scope": "pooled"}, "entropy_s"),
     "batch_error_rank": ({"quantity": "error", "scope": "batch"}, "entropy_s"),
     "activation_rank": ({"quantity": "activation", "scope": "batch"}, "entropy_s"),
@@ -46,7 +47,7 @@ def joined(tables: Tables) -> pd.DataFrame:
 
 def _rank(ranks: pd.DataFrame, where: dict, measure: str) -> pd.Series:
     rows = tidy.last(select(ranks, **where), by=["layer"])
-    return _mean_log(rows[rows["layer"] != "head"], measure)
+    return _mean_log(rows if "layer" in where else rows[~rows["layer"].isin(["head", "all"])], measure)
 
 
 def _mean_log(rows: pd.DataFrame, value: str) -> pd.Series:
@@ -125,10 +126,12 @@ def _slope(part: pd.DataFrame, name: str) -> tuple[float, float]:
 def heldout(joined: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """A row per predictor and architecture: how well it tells that one's accuracies, fitted on the others alone.
 
-    A point is an arm, by the means of its runs: the log of its accuracy over that of FA in its study, and the
-    predictor's change. One slope, through FA. `r2` is 1 where all is told, 0 where nothing is, and below where a guess
-    of no gain is better; `correlation` is Spearman's, over the arms of the architecture.
+    A point is an arm that has all predictors, by the means of its finished runs: the log of its accuracy over that of
+    FA in its study, and the predictor's change. One slope, through FA, to which each architecture adds as much. `r2` is
+    1 where all is told, 0 where nothing is, and below where a guess of no gain is better; `correlation` is Spearman's,
+    over the arms of the architecture.
     """
+    joined = joined[joined["outcome"] == "finished"]
     means = _logs(joined).groupby(ARM)[["test_percent", *PREDICTORS]].mean()
     means["test_percent"] = np.log(means["test_percent"])
     rules = runs.drop_duplicates(ARM).set_index(ARM)["rule"]
@@ -140,11 +143,13 @@ def heldout(joined: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         for place, fa in plain.items()
     ]
     points, rows = pd.concat(points) if points else pd.DataFrame(columns=["architecture"]), []
-    for name, held in itertools.product(PREDICTORS, points["architecture"].unique()):
-        known = points.dropna(subset=[name, "test_percent"])
-        rest, own = (known[known["architecture"].eq(held) == mine] for mine in (False, True))
+    measured = [name for name in PREDICTORS if len(points) and points[name].notna().any()]
+    points = points.dropna(subset=[*measured, "test_percent"] if len(points) else [])
+    for name, held in itertools.product(measured, points["architecture"].unique()):
+        rest, own = (points[points["architecture"].eq(held) == mine] for mine in (False, True))
         if len(rest) > 1 and len(own) > 2:
-            slope = (rest[name] * rest["test_percent"]).sum() / (rest[name] ** 2).sum()
+            weight = 1 / rest.groupby("architecture")[name].transform("size")
+            slope = (weight * rest[name] * rest["test_percent"]).sum() / (weight * rest[name] ** 2).sum()
             left = ((own["test_percent"] - slope * own[name]) ** 2).sum() / (own["test_percent"] ** 2).sum()
             alike = own[[name, "test_percent"]].corr("spearman").iloc[0, 1]
             rows.append([name, held, len(rest), len(own), slope, 1 - left, alike])

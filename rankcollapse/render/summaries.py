@@ -23,8 +23,15 @@ from rankcollapse.render.tables import ARM, MEASURES, SPECTRUM, Tables, finished
 
 SETTINGS = ["rate", "lr", "weight_decay", "width", "learning_blocks", "rule", "normalization", "optimizer", "update"]
 # Of joined.csv, what stands beside an arm's accuracy.
-BESIDE = ["gradient_rank", "error_rank", "alignment", "relative_update"]
-GENERATED = [":!results", ":!figures", ":!README.md", ":!docs/speed.md", ":(exclude,glob)paper/*/**"]
+BESIDE = ["whole_gradient_rank", "gradient_rank", "error_rank", "alignment", "relative_update"]
+GENERATED = [
+    ":!results",
+    ":!figures",
+    ":!README.md",
+    ":!docs/speed.md",
+    ":!docs/running.md",
+    ":(exclude,glob)paper/*/**",
+]
 DIGITS = 8  # so many that nothing is rounded twice
 
 
