@@ -240,6 +240,8 @@ def test_a_claim_on_an_arm_that_this_preset_leaves_out_is_not_tested_and_one_on_
     table = settled(tables, *({"quantity": RANK, **change} for change in changes))
     assert [*table["verdict"]] == ["not tested"] * 3
     assert [*table["study"]] == ["cnn4"] * 3
+    lost = settle(runs(fa=[10, 40]), left="fa", right="bp")  # of which one diverged
+    assert (lost["verdict"], lost["diverged"]) == ("not tested", 0)
 
 
 def test_rows_picks_the_length_of_a_trajectory():

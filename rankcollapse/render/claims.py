@@ -188,10 +188,11 @@ def _above(claim: Claim, pair: pd.DataFrame, tables: Tables, over: Callable | No
 
 
 def lost(claim: Claim, sides: list, tables: Tables) -> dict:
-    """How many runs of these arms diverged, and how many are missing."""
+    """How many runs of these arms diverged, and how many are missing; none where an arm is not in the grid."""
     here = select(tables["runs"], study=claim.study, dataset=claim.dataset)
-    outcomes = here.loc[here["arm"].isin(sides), "outcome"]
-    return {what: (outcomes == what).sum() for what in ("diverged", "missing")}
+    here = here[here["arm"].isin(sides)]
+    compared = {*here["arm"]} == {side for side in sides if isinstance(side, str)}
+    return {what: compared * (here["outcome"] == what).sum() for what in ("diverged", "missing")}
 
 
 def settle(claim: Claim, tables: Tables) -> dict:
