@@ -175,7 +175,7 @@ def facets(table: DataFrame, height: float, **more: object) -> FacetGrid:
     rows = n * heads // columns if heads > 1 else -(-n // columns)
     places = {"row": "panel", "col": "across"} if rowwise else {"row": "across", "col": "panel"}
     places = places if heads > 1 else {"col": "panel", "col_wrap": columns}
-    height = min(height, (PAGE - 0.9) / rows)
+    height = min(height, (PAGE - 1.3) / rows)
     more = {"height": height, "aspect": WIDTH / columns / height, "sharex": False, "sharey": False, **more}
     grid = FacetGrid(table.assign(across=across), **places, **more).set_titles("")
     grid.figure.set_figwidth(WIDTH)  # to the last bit
@@ -248,6 +248,7 @@ def points(grid: FacetGrid, x: str, y: str, looks: dict, **limits: object) -> No
 
 
 def scatter(axes: Axes, part: DataFrame, x: str, y: str, looks: dict) -> None:
+    """A point for each finished run."""
     look = {"hue": "arm", "style": "arm", "palette": looks["palette"], "markers": looks["markers"], "legend": False}
     sns.scatterplot(finished(part), x=x, y=y, ax=axes, s=16, linewidth=0, **look)
 
@@ -300,6 +301,7 @@ def rows(axes: Axes, table: DataFrame, looks: dict, names: list[str] | None = No
 
 
 def shortly(mean: float, low: float, high: float) -> str:
+    """The mean alone, with as many digits as its interval lets it have."""
     return number(mean, (high - low) / 2)
 
 

@@ -9,11 +9,7 @@ from rankcollapse.render.tables import finished, select
 
 SHOWN = None
 SPREAD = None
-PARTS = {
-    "The paper's accuracies and ours": headline,
-    "Accuracy and rank": accuracy_vs_rank,
-    "Rank at one size": updates,
-}
+PARTS = {"The paper's numbers and ours": headline, "Accuracy and rank": accuracy_vs_rank, "Rank at one size": updates}
 HELDOUT = "What tells the accuracy of another net"
 PREDICTORS = {
     "gradient_rank": "rank of gradients", "error_rank": "rank of errors, pooled", "batch_error_rank": "rank of errors",
@@ -32,14 +28,13 @@ def data(tables):
 
 
 def told(axes, table, looks):
-    """R² of what is measured, for each architecture that it was not fitted on; what is below -1 at -1."""
+    """R² of what is measured, for each architecture that it was not fitted on; what is lower stands at -1."""
     for row, (net, part) in enumerate(table.groupby("architecture", sort=False)):
         at = part["predictor"].map([*PREDICTORS].index) + 0.25 * (row - 1)
-        axes.scatter(part["r2"].clip(lower=-1), at, 12, "black", marker="os^Dv"[row], label=f"{net} held out")
+        axes.scatter(part["r2"].clip(lower=-1), at, 12, "black", marker="os^Dv"[row], label=f"held out: {net}")
     axes.axvline(0, **drawing.DOTTED)
     axes.set(xlim=(-1.1, 1.05), xlabel="R², −1: or less", ylim=(len(PREDICTORS) - 0.5, -0.5))
     axes.set_yticks(range(len(PREDICTORS)), PREDICTORS.values())
-    axes.legend(fontsize=drawing.SMALL, frameon=True)
 
 
 def draw(table, looks):
@@ -50,14 +45,15 @@ def draw(table, looks):
         axes = made.add_subplot(rows, min(len(parts), 2), place)
         (told if title == HELDOUT else PARTS[title].panel)(axes, part, looks)
         axes.set_title(title, **drawing.TITLE)
-        handles = [] if title == HELDOUT else PARTS[title].handles(part, looks)
+        handles = axes.get_legend_handles_labels()[0] if title == HELDOUT else PARTS[title].handles(part, looks)
         named |= {each.get_label(): each for each in handles}
     drawing.explain(made, [*named.values()], table)
+    made.suptitle(accuracy_vs_rank.finding(parts["Accuracy and rank"]), fontsize=8)
     return made
 
 
 def caption(table):
     parts = dict([*table.groupby("part", sort=False)])
     said = [PARTS[title].finding(part).replace("\n", " ") for title, part in parts.items() if title != HELDOUT]
-    said += [f"{HELDOUT}: fitted on the others alone; 0 is a guess of no gain"] * (HELDOUT in parts)
-    return f"{'. '.join(said)}. Each has a figure of its own, but the last: that is heldout.csv."
+    said += [f"{HELDOUT}: fitted on the others alone; 0 is a guess of no gain (heldout.csv)"] * (HELDOUT in parts)
+    return ". ".join(said) + "."
