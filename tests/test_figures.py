@@ -368,6 +368,13 @@ def test_an_arm_stands_above_its_frozen_net_and_a_diverged_run_counts(draw):
     assert [text.get_text() for text in made.legends[0].texts] == ["FROZEN+BN", "diverged"]
 
 
+def test_a_grid_without_frozen_nets_has_its_accuracies_alone(draw):
+    tables = {name: table[~table["arm"].str.startswith("frozen")] for name, table in tables_of().items()}
+    made, _ = draw("accuracy", tables)
+    assert {arm for arm, _ in dots(panels(made)[0])} == {colour(arm) for arm in LEARNING}
+    assert made.legends == []
+
+
 def test_interventions_are_over_the_rank_of_their_updates_with_rate_and_size(draw):
     tables = tables_of({("fa", 0): "diverged"})
     made, caption = draw("intervention", tables)

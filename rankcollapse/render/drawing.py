@@ -223,6 +223,8 @@ def explain(made: Figure, handles: list[Line2D], table: DataFrame) -> None:
     cross = {"color": GREY, "marker": "x", "markeredgewidth": 1.3, "linewidth": 0, "label": "diverged"}
     handles += [Line2D([], [], **cross)] * int((table["outcome"] == "diverged").any())
     handles += [Line2D([], [], **PAPER)] * int("theirs" in table and table["theirs"].notna().any())
+    if not handles:
+        return
     rows = -(-len(handles) // int(WIDTH / (0.055 * max(len(each.get_label()) for each in handles) + 0.4)))
     made.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // rows), handlelength=2.6)
     made.set_figheight(made.get_figheight() + 0.15 + 0.15 * rows)
