@@ -10,10 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from scipy import stats
 
 from rankcollapse.render import drawing
-from rankcollapse.render.figures import titles
-from rankcollapse.render.text import number, over
+from rankcollapse.render import tables as tidy
+from rankcollapse.render.figures import accuracy_vs_rank, drawn, titles
+from rankcollapse.render.joined import heldout, joined
+from rankcollapse.render.text import interval, number, over
 
 ROOT = Path(__file__).parents[1]
 FIGURES = sorted(titles())
@@ -28,34 +31,53 @@ FROZEN = {
     "frozen-fa+bn": {"rule": "frozen-fa", "normalization": "batch"},
 }
 LADDER = {"fa+bn-last1": {"rule": "fa", "normalization": "batch", "learning_blocks": 1}}
+SAME = ("", "-same")  # a rate of its own, or Muon's
+MUON, BOTH = {"optimizer": "muon"}, {"optimizer": "muon", "normalization": "batch"}
 STUDIES = {
     "plain": {
         "bp": {}, "fa": {"rule": "fa"}, "fa+bn": {"rule": "fa", "normalization": "batch"},
-        "fa+muon": {"rule": "fa", "optimizer": "muon"}, "bp+muon": {"optimizer": "muon"}, **FROZEN, **LADDER,
+        "fa+muon": {"rule": "fa", **MUON}, "bp+muon": MUON, **FROZEN, **LADDER,
     },
     "changed": {"bp": {}, "bp-top2": {"update": "top_r", "rank": 2}, "fa": {"rule": "fa"}},
+    "resnet18": {
+        "fa": {"rule": "fa"}, "fa+bn": {"rule": "fa", "normalization": "batch"}, "fa+muon": {"rule": "fa", **MUON},
+        "fa+both": {"rule": "fa", **BOTH},
+    },
+    "hidden": {
+        "fa": {"rule": "fa"}, "fa+muon": {"rule": "fa", **MUON}, "fa+polar": {"rule": "fa", **MUON, "update": "polar"},
+        **{f"fa+top{r}{end}": {"rule": "fa", **MUON, "update": "top_r", "rank": r} for r in (1, 5) for end in SAME},
+        **{f"fa+frobenius{end}": {"rule": "fa", **MUON, "update": "frobenius"} for end in SAME},
+        **{f"fa-rank{r}": {"rule": "fa", "feedback": "rank", "feedback_rank": r} for r in (1, 10)},
+        "fa-orthogonal": {"rule": "fa", "feedback": "orthogonal"},
+    },
+    "deep": {"fa": {"rule": "fa"}, "bp": {}, "fa+both": {"rule": "fa", **BOTH}, "frozen": {"rule": "frozen"}},
 }  # fmt: skip
+NETS = {"resnet18": {"architecture": "resnet18", "dataset": "cifar100"}, "hidden": {"architecture": "cnn"}}
+NETS |= {"deep": {"depth": 6}}
 LOOKS = {
     "arms": {
-        arm: {"label": arm.upper(), "colour": f"#{20 * i:02x}40a0", "marker": "os^Dv<>PXdh"[i], "line": "-"}
+        arm: {"label": arm.upper(), "colour": f"#{8 * i:02x}40a0", "marker": "os^Dv<>PXdh"[i % 11], "line": "-"}
         for i, arm in enumerate(dict.fromkeys(arm for arms in STUDIES.values() for arm in arms))
     },
-    "studies": {"plain": "A net", "changed": "A net, changed"},
-    "shown": {study: [*arms] for study, arms in STUDIES.items()},
+    "studies": {
+        "plain": "A net",
+        "changed": "A net, changed",
+        "resnet18": "A ResNet",
+        "hidden": "Arms",
+        "deep": "Deep",
+    },
+    "shown": {study: [*STUDIES[study]] if study in ("plain", "changed") else [] for study in STUDIES},
 }
 LEARNING = STUDIES["plain"].keys() - FROZEN.keys() - LADDER.keys()
-ARMS = {  # by figure: the study and the arms that it shows
-    "error_rank": ("plain", {"bp", "fa", "fa+bn"}),
+ARMS = {  # by figure of lines or points: the study and the arms that it shows
+    "error_rank": ("plain", LEARNING),
     "gradient_rank": ("plain", LEARNING),
-    "intervention": ("changed", set(STUDIES["changed"])),
-    "remedies": ("plain", {"bp", "fa", "fa+bn", "fa+muon"}),
     "alignment": ("plain", LEARNING),
-    "accuracy": ("plain", LEARNING | FROZEN.keys()),
-    "accuracy_vs_rank": ("plain", LEARNING),
+    "accuracy_vs_rank": ("plain", LEARNING | FROZEN.keys()),
     "curves": ("plain", LEARNING),
     "depth": ("plain", {"fa+bn"}),
 }
-POINTS = {"intervention", "accuracy", "accuracy_vs_rank"}  # the others have lines
+POINTS = {"accuracy_vs_rank"}  # the others have lines
 
 
 def tables_of(outcomes: dict | None = None, seeds: int = 3) -> dict[str, pd.DataFrame]:
@@ -64,11 +86,14 @@ def tables_of(outcomes: dict | None = None, seeds: int = 3) -> dict[str, pd.Data
     rows: dict[str, list] = {name: [] for name in ("runs", "epochs", "ranks", "alignment", "norms", "tuned")}
     keys = [(study, arm, seed) for study, arms in STUDIES.items() for arm in arms for seed in range(seeds)]
     for study, arm, seed in keys:
-        key = {"study": study, "dataset": "cifar10", "architecture": "mlp", "arm": arm, "seed": seed}
+        net = {"dataset": "cifar10", "architecture": "mlp", "depth": None, **NETS.get(study, {})}
+        key = {"study": study, **{part: net[part] for part in ("dataset", "architecture")}, "arm": arm, "seed": seed}
         outcome = (outcomes or {}).get((arm, seed), "finished")
         accuracies = {} if outcome == "missing" else {"test_accuracy": g.uniform(0.3, 0.6), "validation_accuracy": 0.5}
-        knobs = {**PLAIN, "rank": None, "norm": None, "learning_blocks": None, **STUDIES[study][arm]}
-        knobs["rate"] = "as fa+bn" if knobs["learning_blocks"] else "tuned"
+        free = dict.fromkeys(["rank", "norm", "learning_blocks", "feedback_rank"])
+        knobs = {**PLAIN, **free, "feedback": "same", "depth": net["depth"], **STUDIES[study][arm]}
+        knobs["rate"] = "as fa+bn" if knobs["learning_blocks"] else "as fa+muon" if "-same" in arm else "tuned"
+        accuracies |= {"train_loss": g.uniform(1, 2)}
         rows["runs"].append({**key, **knobs, "outcome": outcome, **accuracies})
         if seed == 0 and knobs["rate"] == "tuned":
             rows["tuned"] += candidates(g, study, arm, seeds)
@@ -92,7 +117,7 @@ def tables_of(outcomes: dict | None = None, seeds: int = 3) -> dict[str, pd.Data
                 for kind, most in (("", 1), ("_null", 0.1)):
                     what = {"quantity": quantity + kind, "layer": layer, "step": step}
                     rows["alignment"].append({**key, **what, "value": broken * g.uniform(-most, most)})
-            for quantity in ("activation", "weight", "reference"):
+            for quantity in ("activation", "weight", "reference", "relative_update"):
                 for layer in ("hidden1", "hidden2", "head"):
                     what = {"quantity": quantity, "layer": layer, "step": step, "value": broken * g.uniform(1, 9)}
                     rows["norms"].append({**key, **what})
@@ -118,7 +143,6 @@ def draw(tmp_path, monkeypatch):
 
     def keep(made, caption, path):
         drawn.update(made=made, caption=caption)
-        drawing.plt.close(made)
 
     def run(figure, tables, looks=LOOKS):
         monkeypatch.setattr(drawing, "save", keep)
@@ -133,7 +157,8 @@ def draw(tmp_path, monkeypatch):
         drawing.figure(figure, results, results / "tuned.csv", looks, tmp_path / figure)
         return drawn["made"], drawn["caption"]
 
-    return run
+    yield run
+    drawing.plt.close("all")
 
 
 # ---- the drawn data ----
@@ -183,16 +208,11 @@ def expected_lines(figure: str, tables: dict[str, pd.DataFrame]) -> list[dict[st
         return ranks[(ranks[list(wanted)] == pd.Series(wanted)).all(axis=1)]
 
     if figure == "error_rank":
-        parts = [of(quantity="error", scope="batch", layer=layer) for layer in ("hidden1", "hidden2", "head")]
+        parts = [of(quantity="error", scope="batch", layer=layer) for layer in ("hidden1", "hidden2")]
         return [mean_lines(p, "epoch", "entropy_s", arms) for p in [*parts, of(quantity="classifier_input_error")]]
     if figure == "gradient_rank":
         parts = [of(quantity="gradient_trajectory", scope=scope) for scope in ("cumulative", "window")]
         return [mean_lines(part.assign(T=part["step"] + 5), "T", "entropy_s2", arms) for part in parts]
-    if figure == "remedies":
-        places = {"hidden1": 0, "hidden2": 1, "head": 2}
-        wanted = [("error", "pooled"), ("activation", "batch"), ("update", "step")]
-        parts = [of(quantity=quantity, scope=scope, step=20) for quantity, scope in wanted]
-        return [mean_lines(part.assign(place=part["layer"].map(places)), "place", "entropy_s2", arms) for part in parts]
     if figure == "alignment":
         wanted = [("weight", "hidden2"), ("gradient", "hidden2"), ("gradient", "all")]
         parts = [cosines[(cosines["quantity"] == q) & (cosines["layer"] == layer)] for q, layer in wanted]
@@ -232,7 +252,10 @@ def crosses(axes) -> list[str]:
     """The colours of the marks of diverged runs: those are drawn by their edge alone, as wide as no other."""
     marks = [dots for dots in axes.collections if isinstance(dots, mpl.collections.PathCollection)]
     return [
-        mpl.colors.to_hex(edge) for dots in marks if max(dots.get_linewidths()) > 1 for edge in dots.get_edgecolors()
+        mpl.colors.to_hex(dots.get_edgecolors()[0])
+        for dots in marks
+        if max(dots.get_linewidths()) > 1
+        for _ in dots.get_offsets()
     ]
 
 
@@ -253,25 +276,305 @@ def test_a_diverged_run_is_in_no_mean_and_ends_in_a_cross_within_the_limits(figu
     assert {arm for axes in panels(made) for arm in crosses(axes)} == {colour("fa")}
 
 
-@pytest.mark.parametrize("figure", sorted(POINTS))
-def test_finished_runs_are_points_and_diverged_ones_crosses_which_count_in_accuracies(figure, draw):
-    tables, (study, arms) = tables_of({("fa", 0): "diverged"}), ARMS[figure]
-    made, caption = draw(figure, tables)
-    axes, at = panels(made)[0], 1 if figure == "accuracy_vs_rank" else 0
+def test_finished_runs_are_points_beside_rank_and_diverged_ones_crosses_and_an_arm_has_its_slope(draw):
+    tables, (study, arms) = tables_of({("fa", 0): "diverged"}), ARMS["accuracy_vs_rank"]
+    made, caption = draw("accuracy_vs_rank", tables)
+    axes = panels(made)[0]
     runs = tables["runs"].query(f"study == '{study}'").assign(percent=lambda r: 100 * r["test_accuracy"])
-    points, bars = drawn_points(axes), [line for line in axes.lines if line.get_marker() in "_|"]
+    ranks = tables["ranks"].query(f"study == '{study}' and quantity == 'gradient_trajectory' and step == 20")
+    ranks = ranks.query("scope == 'cumulative'")[["arm", "seed", "entropy_s2"]]
+    runs = runs.merge(ranks).query("outcome == 'finished' and arm in @arms")
+    points = drawn_points(axes)
     assert points.keys() == {colour(arm) for arm in arms}
     assert crosses(axes) == [colour("fa")]
     for arm in arms:
         mine = runs[runs["arm"] == arm]
-        done = mine[mine["outcome"] == "finished"]["percent"]
-        np.testing.assert_allclose(points[colour(arm)][:, at][: len(done)], done)
-        if figure != "accuracy_vs_rank":
-            (bar,) = [line for line in bars if mpl.colors.to_hex(line.get_color()) == colour(arm)]
-            np.testing.assert_allclose(np.nanmean(bar.get_xdata()), mine["percent"].mean())
-            assert over(mine["percent"]) in [text.get_text() for text in axes.texts]
-            assert arm not in ("bp", "fa") or over(mine["percent"]) in caption
-            assert "a diverged one with the accuracy that it ended with: n = 3 an arm" in caption
+        np.testing.assert_allclose(
+            points[colour(arm)][: len(mine)], np.stack([np.log2(mine["entropy_s2"]), mine["percent"]], 1)
+        )
+    (line,) = [line for line in axes.lines if mpl.colors.to_hex(line.get_color()) == colour("bp")]
+    mine = runs[runs["arm"] == "bp"]
+    slope = stats.linregress(np.log2(mine["entropy_s2"]), mine["percent"]).slope
+    np.testing.assert_allclose(np.diff(line.get_ydata()) / np.diff(line.get_xdata()), slope)
+    means = runs.groupby("arm")[["entropy_s2", "percent"]].agg(
+        {"entropy_s2": lambda r: np.log(r).mean(), "percent": "mean"}
+    )
+    rho = f"{means.corr().iloc[0, 1]:.2f}".replace("-", "−")
+    assert f"A net, CIFAR-10, between {rho} [" in caption
+    assert f"(ρ = {rho}" in made.get_suptitle().replace(",\n", "")
+
+
+# ---- means with intervals ----
+
+
+def dots(axes) -> dict[tuple, list]:
+    """By colour and place on the axis of names or dials, and by whether that is y: the mean and the interval's ends."""
+    found = {}
+    for bar in axes.containers:
+        (x,), (y,) = bar.lines[0].get_data()
+        ends = bar.lines[2][0].get_segments()[0] if bar.lines[2] else np.full((2, 2), np.nan)
+        across = bar.has_xerr
+        at, mean = (y, x) if across else (x, y)
+        found[mpl.colors.to_hex(bar.lines[0].get_color()), round(float(at), 6)] = [mean, *ends[:, 0 if across else 1]]
+    return found
+
+
+def sure(values) -> list[float]:
+    """By hand: the mean, and its 95 % interval by Student's t."""
+    return [np.mean(values), *stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))]
+
+
+def of(tables, study: str, **arms: float) -> dict[tuple, list]:
+    """What dots should be of accuracies: places by arm, with `_` for + and -."""
+    runs = tables["runs"].query(f"study == '{study}'").groupby("arm")["test_accuracy"]
+    names = {re.sub(r"\W", "_", arm): arm for arm in STUDIES[study]}
+    return {(colour(names[arm]), round(at, 6)): sure(100 * runs.get_group(names[arm])) for arm, at in arms.items()}
+
+
+def check(found: dict, wanted: dict) -> None:
+    assert found.keys() == wanted.keys()
+    for key, values in wanted.items():
+        np.testing.assert_allclose(found[key], values, err_msg=str(key))
+
+
+def gain(tables, study: str, arm: str, base: str) -> np.ndarray:
+    wide = tables["runs"].query(f"study == '{study}'").pivot(index="seed", columns="arm", values="test_accuracy")
+    return 100 * (wide[arm] - wide[base]).to_numpy()
+
+
+def open_marks(axes) -> list[tuple]:
+    return [
+        tuple(*line.get_xydata()) for line in axes.lines if line.get_marker() == "D" and line.get_fillstyle() == "none"
+    ]
+
+
+def test_an_arm_stands_above_its_frozen_net_and_a_diverged_run_counts(draw):
+    tables = tables_of({("fa", 0): "diverged"})
+    made, caption = draw("accuracy", tables)
+    (axes,) = panels(made)
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    at = {arm: rows.index(arm.upper()) for arm in ("bp", "fa", "fa+bn", "fa+muon", "bp+muon")}
+    assert len(rows) == len(at)
+    wanted = of(tables, "plain", **{re.sub(r"\W", "_", arm): row - 0.18 for arm, row in at.items()})
+    check(dots(axes), wanted | of(tables, "plain", frozen_bn=at["fa+bn"] + 0.18))
+    assert crosses(axes) == [colour("fa")]
+    texts = {round(text.get_position()[1]): text.get_text() for text in axes.texts}
+    halves = [drawing.shortly(*wanted[colour("fa+bn"), round(at["fa+bn"] - 0.18, 6)])]
+    halves += [drawing.shortly(*of(tables, "plain", frozen_bn=0)[colour("frozen+bn"), 0])]
+    assert texts[at["fa+bn"]] == " | ".join(halves)
+    fa = 100 * tables["runs"].query("study == 'plain' and arm == 'fa'")["test_accuracy"]
+    assert f"{over(fa)} under FA" in caption
+    assert "a diverged one with the accuracy that it ended with: n = 3 an arm" in caption
+    assert [text.get_text() for text in made.legends[0].texts] == ["FROZEN+BN", "diverged"]
+
+
+def test_a_grid_without_frozen_nets_has_its_accuracies_alone(draw):
+    tables = {name: table[~table["arm"].str.startswith("frozen")] for name, table in tables_of().items()}
+    made, _ = draw("accuracy", tables)
+    assert {arm for arm, _ in dots(panels(made)[0])} == {colour(arm) for arm in LEARNING}
+    assert made.legends == []
+
+
+def test_interventions_are_over_the_rank_of_their_updates_with_rate_and_size(draw):
+    tables = tables_of({("fa", 0): "diverged"})
+    made, caption = draw("intervention", tables)
+    (axes,) = panels(made)
+    ranks = tables["ranks"].query("study == 'changed' and quantity == 'update' and step == 20 and layer != 'head'")
+    ranks = ranks.query("arm != 'fa' or seed > 0")
+    runs = np.log2(ranks["entropy_s"]).groupby([ranks["arm"], ranks["seed"]]).mean()
+    at = np.log2(np.exp2(runs).groupby("arm").mean())
+    check(dots(axes), of(tables, "changed", **{arm.replace("-", "_"): round(at[arm], 6) for arm in at.index}))
+    assert crosses(axes) == [colour("fa")]
+    sizes = tables["norms"].query(
+        "study == 'changed' and quantity == 'relative_update' and arm == 'bp' and layer != 'head'"
+    )
+    size = np.exp(np.log(sizes["value"]).groupby(sizes["seed"]).mean()).mean()
+    settings = f"(lr 0.1, ‖ΔW‖/‖W‖ {number(size)})"
+    assert f"BP {settings}" in [text.get_text() for text in made.legends[0].texts]
+    assert f"at rank {number(2 ** at['bp'])} {settings}" in caption
+    without = tables | {"norms": tables["norms"].query("quantity != 'relative_update'")}
+    assert "BP (lr 0.1)" in [text.get_text() for text in draw("intervention", without)[0].legends[0].texts]
+
+
+def test_remedies_are_ratios_to_fa_of_the_same_seed_side_by_side(draw):
+    tables = tables_of({("fa", 0): "diverged"})
+    made, caption = draw("remedies", tables)
+    assert [axes.get_title() for axes in panels(made)] == ["errors, pooled", "activations", "updates"]
+    ranks = tables["ranks"].query("study == 'plain' and step == 20 and seed > 0")
+    for axes, (quantity, scope) in zip(
+        panels(made), [("error", "pooled"), ("activation", "batch"), ("update", "step")], strict=True
+    ):
+        found = dots(axes)
+        part = ranks[(ranks["quantity"] == quantity) & (ranks["scope"] == scope)]
+        wide = np.log2(part.pivot(index=["layer", "seed"], columns="arm", values="entropy_s2"))
+        for place, layer in enumerate(["hidden1", "hidden2", "head"], 1):
+            for arm in ("fa+bn", "fa+muon"):
+                (mine,) = [values for (who, at), values in found.items() if who == colour(arm) and round(at) == place]
+                logs = (wide[arm] - wide["fa"]).loc[layer]
+                np.testing.assert_allclose(mine, sure(logs))
+                assert (layer != "hidden2") or f"FA+{arm[3:].upper()} {interval(*np.exp2(sure(logs)))}" in caption
+        assert len({at for _, at in found}) == len(found) == 6  # no arm hides another
+
+
+def test_the_ceiling_of_a_rank_is_drawn_and_no_classifier(draw):
+    made, _ = draw("error_rank", tables_of())
+    assert [axes.get_title() for axes in panels(made)] == ["hidden 1", "hidden 2", "classifier input"]
+    levels = [line.get_ydata()[0] for axes in panels(made) for line in axes.lines if line.get_color() == drawing.GREY]
+    assert levels == [25, 25, 9]  # as many rows as the last probe has, and the classes of CIFAR-10 less one
+
+
+def test_the_papers_accuracies_and_differences_stand_beside_ours(draw):
+    tables = tables_of({("fa", 0): "diverged"})
+    made, caption = draw("headline", tables)
+    left, right = panels(made)
+    check(dots(left), of(tables, "resnet18", fa=0, fa_bn=1, fa_muon=2, fa_both=3))
+    theirs = {0: 1.4, 1: 37.1, 2: 25.3, 3: 46.1}
+    assert open_marks(left) == [(value, at) for at, value in theirs.items()]
+    assert crosses(left) == [colour("fa")]
+    steps = {
+        "Normalisation adds": ("fa+bn", "fa", 35.7),
+        "Muon adds": ("fa+muon", "fa", 23.9),
+        "Muon on top adds": ("fa+both", "fa+bn", 9),
+    }
+    above = of(tables, "resnet18", fa=0)[colour("fa"), 0]
+    wanted = {(colour("fa"), 0): np.array(above) - 1}
+    wanted |= {
+        (colour(arm), at): sure(gain(tables, "resnet18", arm, base))
+        for at, (arm, base, _) in enumerate(steps.values(), 1)
+    }
+    check(dots(right), wanted)
+    np.testing.assert_allclose([x for x, _ in open_marks(right)], [0.4, *(paper for _, _, paper in steps.values())])
+    for at, (words, (arm, _, paper)) in enumerate(steps.items(), 1):
+        assert f"{words} {interval(*wanted[colour(arm), at])} ({paper})" in caption
+
+
+def test_the_dials_of_updates_are_at_their_rates_beside_sgds_direction(draw):
+    tables = tables_of({("fa+top1", 0): "diverged"})
+    made, caption = draw("updates", tables)
+    (axes,) = panels(made)
+    places = {"fa_top1": 0, "fa_top1_same": 0, "fa_top5": 2, "fa_top5_same": 2, "fa_polar": 4, "fa_muon": 4}
+    check(dots(axes), of(tables, "hidden", **places))
+    assert crosses(axes) == [colour("fa+top1")]
+    means = tables["runs"].query("study == 'hidden'").groupby("arm")["test_accuracy"].mean() * 100
+    dials = {line.get_linestyle(): line.get_ydata() for line in axes.lines if line.get_color() == "0.7"}
+    np.testing.assert_allclose(dials["-"], means[["fa+top1", "fa+top5", "fa+polar"]])
+    np.testing.assert_allclose(dials[":"], means[["fa+top1-same", "fa+top5-same", "fa+muon"]])
+    for arm, style in (("fa+frobenius", "-"), ("fa+frobenius-same", ":")):
+        (level,) = [line for line in axes.lines if mpl.colors.to_hex(line.get_color()) == colour(arm)]
+        np.testing.assert_allclose(level.get_ydata(), means[arm])
+        assert level.get_linestyle() == style
+    tuned, same = (
+        sure(gain(tables, "hidden", *pair)) for pair in (("fa+top1", "fa+polar"), ("fa+top1-same", "fa+muon"))
+    )
+    title = f"Cut to one direction, in points: {interval(*tuned)} at its own rate, {interval(*same)} at Muon's"
+    assert made.get_suptitle() == title
+    assert title in caption
+
+
+def test_accuracy_and_the_rank_of_the_error_go_over_the_rank_of_b(draw):
+    tables = tables_of()
+    made, caption = draw("feedback", tables)
+    left, right = panels(made)
+    places = {"fa_rank1": 0, "fa_rank10": 3, "fa": 4, "fa_orthogonal": 4}
+    check(dots(left), of(tables, "hidden", **places))
+    ranks = tables["ranks"].query("study == 'hidden' and quantity == 'error' and scope == 'pooled' and step == 20")
+    ranks = ranks[ranks["layer"] != "head"]
+    runs = np.exp(np.log(ranks["entropy_s"]).groupby([ranks["arm"], ranks["seed"]]).mean())
+    names = {arm.replace("-", "_"): arm for arm in runs.index.get_level_values("arm")}
+    check(dots(right), {(colour(names[arm]), at): sure(runs[names[arm]]) for arm, at in places.items()})
+    less = interval(*sure(gain(tables, "hidden", "fa-rank1", "fa")))
+    assert (
+        f"test accuracy, % {less}, effective rank of the error {interval(*sure(runs['fa-rank1'] - runs['fa']))}"
+        in caption
+    )
+
+
+def test_gains_under_fa_stand_above_those_under_bp(draw):
+    tables = tables_of()
+    made, caption = draw("interaction", tables)
+    (axes,) = panels(made)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["Muon", "normalisation", "both"]
+    gains = {("fa+muon", -0.15): "fa", ("bp+muon", 0.15): "bp", ("fa+bn", 0.85): "fa"}
+    check(dots(axes), {(colour(arm), at): sure(gain(tables, "plain", arm, base)) for (arm, at), base in gains.items()})
+    assert f"BP+MUON {interval(*sure(gain(tables, 'plain', 'bp+muon', 'bp')))}" in caption
+
+
+def test_accuracy_and_gradient_rank_go_over_depth(draw):
+    tables = tables_of({("bp", 0): "diverged"})
+    made, caption = draw("depths", tables)
+    accuracies, ranks = panels(made)
+    wanted = of(tables, "plain", fa=3, bp=3) | of(tables, "deep", fa=6, bp=6, fa_both=6, frozen=6)
+    check(dots(accuracies), wanted)
+    assert crosses(accuracies) == [colour("bp")] * 2
+    assert crosses(ranks) == []  # of a diverged run the accuracy alone counts
+    last = tables["ranks"].query(
+        "quantity == 'gradient_trajectory' and scope == 'cumulative' and step == 20 and study == 'deep'"
+    )
+    last = last.query("arm != 'bp' or seed > 0").groupby("arm")["entropy_s2"]
+    found = dots(ranks)
+    for arm in STUDIES["deep"]:
+        np.testing.assert_allclose(found[colour(arm), 6], sure(last.get_group(arm)))
+    fa = 100 * tables["runs"].query("study == 'deep' and arm == 'fa'")["test_accuracy"]
+    assert f"MLP, CIFAR-10 {over(fa)} with 6" in caption
+
+
+def test_the_summary_has_a_panel_for_all_that_the_preset_has_data_for(draw, tmp_path):
+    tables = tables_of()
+    made, caption = draw("summary", tables)
+    titles = [axes.get_title(loc="left") for axes in panels(made)]
+    assert titles == [
+        "The paper's numbers and ours",
+        "Accuracy and rank",
+        "Rank at one size",
+        "What tells the accuracy of another net",
+    ]
+    headline, _, dials, told = panels(made)
+    check(dots(headline), of(tables, "resnet18", fa=0, fa_bn=1, fa_muon=2, fa_both=3))
+    assert (colour("fa+top1"), 0) in dots(dials)
+    loaded = tidy.load(tmp_path / "tables")
+    rows = heldout(joined(loaded), loaded["runs"])
+    found = np.concatenate([marks.get_offsets()[:, 0] for marks in told.collections])
+    np.testing.assert_allclose(np.sort(found), np.sort(rows["r2"].clip(lower=-1)))
+    assert "Cut to one direction" in caption
+    less = {name: table.query("study in ('plain', 'changed')") for name, table in tables.items()}
+    made, caption = draw("summary", less)
+    assert [axes.get_title(loc="left") for axes in panels(made)] == ["Accuracy and rank"]
+    assert "one direction" not in caption
+
+
+UP, NO, DOWN = (0.5, 0.3, 0.7), (0.1, -0.1, 0.3), (-0.5, -0.7, -0.3)  # a correlation and its interval
+
+
+@pytest.mark.parametrize(
+    ("between", "within", "words"),
+    [
+        ([UP], [NO], ("goes with rank (ρ = 0.50)", "does not (ρ = 0.10)")),
+        ([NO], [UP], ("does not go with rank (ρ = 0.10)", "does (ρ = 0.50)")),
+        ([DOWN], [DOWN], ("goes against rank (ρ = −0.50)", "goes against it (ρ = −0.50)")),
+        (
+            [UP, NO],
+            [NO, DOWN],
+            ("goes with rank in 1 of 2 nets (ρ = 0.50, 0.10)", "goes against it in 1 of 2 nets (ρ = 0.10, −0.50)"),
+        ),
+    ],
+)
+def test_the_finding_is_worded_by_the_signs_of_intervals_that_exclude_0(between, within, words, monkeypatch):
+    ends = ("", "_low", "_high")
+    sides = {"between": between, "within": within}
+    nets = [
+        {side + end: told[net][i] for side, told in sides.items() for i, end in enumerate(ends)}
+        for net in range(len(between))
+    ]
+    monkeypatch.setattr(accuracy_vs_rank, "found", lambda table: dict(enumerate(nets)))
+    said = f"Between arms accuracy {words[0]},\nwithin arms it {words[1]}"
+    assert accuracy_vs_rank.finding(None) == said
+
+
+def test_an_arm_that_its_study_does_not_show_is_in_no_figure_that_does_not_ask_for_it(draw):
+    looks = {**LOOKS, "shown": {**LOOKS["shown"], "plain": ["fa", "fa+bn"]}}
+    tables = tables_of()
+    assert drawn_lines(panels(draw("gradient_rank", tables, looks)[0])[0]).keys() == {colour("fa"), colour("fa+bn")}
+    assert colour("bp") in drawn_points(panels(draw("accuracy_vs_rank", tables, looks)[0])[0])
 
 
 # ---- what single figures add ----
@@ -358,11 +661,15 @@ def test_ranks_are_at_equal_loss_as_far_as_all_seeds_got(draw):
 # ---- words and files ----
 
 
-@pytest.mark.parametrize("figure", sorted({*FIGURES} - {"tuning", "depth"}))  # the one of candidates, without FA
+NEITHER = {"tuning", "summary"}  # captions that say themselves what they stand on
+
+
+@pytest.mark.parametrize("figure", sorted({*FIGURES} - NEITHER - {"depth"}))  # the one without FA
 def test_diverged_and_missing_runs_are_counted_in_the_caption(figure, draw):
     _, caption = draw(figure, tables_of({("fa", 0): "diverged", ("fa", 1): "missing"}))
-    studies = 2 if figure == "accuracy_vs_rank" else 1
-    assert f"; {studies} diverged (FA); {studies} missing (FA)" in caption
+    studies = 2 if figure in ("accuracy_vs_rank", "depths") else 1
+    if figure != "updates":  # which has no FA without Muon
+        assert f"; {studies} diverged (FA); {studies} missing (FA)" in caption
 
 
 @pytest.mark.parametrize("figure", FIGURES)
@@ -370,16 +677,18 @@ def test_a_single_seed_has_no_spread(figure, draw):
     _, caption = draw(figure, tables_of(seeds=1))
     assert "over seeds" not in caption
     assert not re.search(r"\d ± \d|± 1", caption)
-    assert "n = 1 a" in caption
+    assert figure == "summary" or "n = 1 a" in caption
 
 
 @pytest.mark.parametrize("figure", FIGURES)
-def test_a_grid_without_a_finished_run_is_said_to_be_one(figure, draw):
+def test_a_grid_without_a_finished_run_is_said_to_be_one_and_left_out(figure, draw, tmp_path):
     outcomes = ["diverged", "missing", "missing"]
     lost = {(arm, s): outcomes[s] for arms in STUDIES.values() for arm in arms for s in range(3)}
     made, caption = draw(figure, tables_of(lost))
-    assert re.search(r": no finished run among \d+ of this kind\.$", caption)
-    assert "no finished run" in made.texts[0].get_text()
+    assert ": this preset has no finished runs for it. Drawn by " in caption
+    assert "no finished runs" in made.texts[0].get_text()
+    (tmp_path / f"{figure}.txt").write_text(caption)
+    assert drawn(tmp_path) == [name for name in titles() if name != figure]
 
 
 @pytest.mark.parametrize("figure", FIGURES)
@@ -393,10 +702,21 @@ def test_the_committed_results_are_drawn_at_the_width_of_the_page(figure, draw):
     sizes = [text.get_fontsize() for text in made.findobj(mpl.text.Text) if text.get_text()]
     assert min(sizes) >= drawing.SMALL
     assert "\n" not in caption
+    assert caption.endswith(f"Drawn by rankcollapse/render/figures/{figure}.py.")
+    names = [axes.get_title(loc="left").strip("\n") for axes in made.axes]
+    assert not any("\n" in name or "diverged" in name for name in names)
+    made.canvas.draw()
+    words = [text for axes in made.axes for text in (axes.title, axes._left_title, *axes.texts)]
+    boxes = [text.get_window_extent() for text in words if text.get_text()]
+    assert min((box.x0 for box in boxes), default=0) >= -3  # pixels: a letter is 6
+    assert max((box.x1 for box in boxes), default=0) <= made.bbox.x1 + 3
 
 
 def test_the_titles_are_numbered_and_read_without_matplotlib():
     assert [title.partition(". ")[0] for title in titles().values()] == [f"{n}" for n in range(1, len(FIGURES) + 1)]
+    order = "summary headline accuracy accuracy_vs_rank updates feedback interaction depths error_rank gradient_rank"
+    order += " intervention remedies depth curves alignment tuning progress"
+    assert [*titles()] == order.split()
     words = "import sys; from rankcollapse.render.figures import titles; titles(); print('matplotlib' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", words], cwd=ROOT, text=True) == "False\n"
 

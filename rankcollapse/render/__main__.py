@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rankcollapse.errors import InputError
 from rankcollapse.experiment import config, datasets
-from rankcollapse.render.figures import titles
+from rankcollapse.render.figures import drawn, titles
 
 TEXTS = Path(__file__).parents[2] / "paper"
 
@@ -47,7 +47,7 @@ def named(results: Path) -> dict:
     found = config.read(results / "names.json")
     labels = {name: arm["label"] for name, arm in found["looks"]["arms"].items()}
     sets = {name: record.label for name, record in datasets.SETS.items()}
-    known = {"titles": titles(), "figures": [*titles()], "labels": labels, "datasets": sets}
+    known = {"titles": titles(), "figures": drawn(Path("figures", results.name)), "labels": labels, "datasets": sets}
     return {**found, **known, "preset": results.name, "studies": found["looks"]["studies"]}
 
 

@@ -5,69 +5,111 @@ What a figure's module is, says figures/__init__.py. `looks`: {"palette": {arm: 
 
 import importlib
 import re
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+import yaml
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from pandas import DataFrame
+from matplotlib.ticker import MaxNLocator
+from pandas import DataFrame, Series, concat
 from seaborn import FacetGrid
 
 from rankcollapse.experiment import files
+from rankcollapse.experiment.config import RunConfig
 from rankcollapse.experiment.datasets import SETS
-from rankcollapse.render.figures import titles
+from rankcollapse.render.claims import reading
+from rankcollapse.render.figures import NOTHING, titles
+from rankcollapse.render.joined import joined
 from rankcollapse.render.tables import ARM, KEYS, Tables, ended, finished, load, select
+from rankcollapse.render.text import NONE, interval, number
 from rankcollapse.render.text import over as told
 
+PUBLISHED = Path(__file__).parents[2] / "paper" / "published.yaml"
 WIDTH = 6.9  # inches: the text width of the paper, so that type is printed in the size given here
 PAGE = 8.2  # inches: what a page holds above a caption
 SMALL = 7  # points: the smallest type
 GREY = "#666666"
+CROSS = {"marker": "x", "s": 22, "linewidth": 1.3, "clip_on": False, "zorder": 5}
+PAPER = {"color": "black", "marker": "D", "fillstyle": "none", "markersize": 4.5, "linewidth": 0, "zorder": 4}
+PAPER |= {"label": "the paper's, by an unverified note"}
 DOTTED = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (1, 2)), "zorder": 0}
+TITLE = {"loc": "left", "fontsize": SMALL, "fontweight": "bold", "linespacing": 1.6}
 MARKED = "a point is a run, a cross one that diverged"
+SPREADS = {"bands": "± 1 standard deviation", "bars": "95 % intervals by Student's t"}
+# What a SHOWN may name, beside the keys of a run.
+SAID = ["algorithm", "panel", "rule", "optimizer", "normalization", "update", "rate", "schedule", "shown", "in_view"]
+SAID += ["intervention", "aligned", "ladder", "laddered", "control"]
 MEASURES = {"entropy_s": "exp H(s)", "entropy_s2": "exp H(s²)"}
 # Matplotlib's own, as seaborn wants them.
 DASHES = {"-": "", "--": (3.7, 1.6), "-.": (6.4, 1.6, 1, 1.6), ":": (1, 1.65)}
 STYLE = {"axes.linewidth": 0.6, "lines.markersize": 3, "legend.frameon": False, "axes.edgecolor": "0.6"}
+STYLE |= {"axes.spines.top": False, "axes.spines.right": False}
 STYLE |= {f"{axis}tick.{key}": value for axis in "xy" for key, value in {"major.width": 0.6, "major.size": 2.5}.items()}
 # Letters as outlines, the same picture in every viewer; and no random ids: equal data, equal bytes.
 STYLE |= {"svg.fonttype": "path", "svg.hashsalt": "rankcollapse"}
 
 
-def shown_tables(folder: Path, tuned: Path, wanted: str, arms: dict, studies: dict, shown: dict) -> Tables:
-    """The tables of tables.load cut to the shown arms of `studies`, in their order, with arms by their labels.
+def labelled(folder: Path, tuned: Path, arms: dict, studies: dict, shown: dict) -> Tables:
+    """The tables of tables.load, in the order of `studies` and `arms`, with arms by their labels.
 
-    A row has what its arm is, its `panel`, and the panel's `title`, which says too what runs it lacks. `wanted` may
-    name columns of runs.csv, and whether any run of the study has changed updates (`intervention`), the rule has a B
-    (`aligned`), some blocks alone learn (`ladder`), or do in an arm of the run's optimizer and normalization
-    (`laddered`), and hidden weights stay as initialised (`control`).
+    A row has what its arm is and its `panel`, and a run the paper's accuracy. A SHOWN may name too the arm as the grid
+    calls it (`algorithm`), whether the study shows it (`shown`), or any arm (`in_view`), or one of changed updates
+    (`intervention`), and whether the rule has a B (`aligned`), some blocks alone learn (`ladder`), or do in an arm of
+    the run's optimizer and normalization (`laddered`), and hidden weights stay as initialised (`control`). A knob that
+    the tables lack has its default, which is what runs did before it.
     """
     tables = load(folder, tuned)
     runs, order = tables["runs"], {"study": [*studies], "arm": [*arms]}
-    runs = runs[[arm in shown.get(study, []) for study, arm in zip(runs["study"], runs["arm"], strict=True)]]
-    changed = runs.loc[runs["update"] != "full", "study"]
+    runs = runs.assign(**{key: value for key, value in RunConfig().model_dump().items() if key not in runs})
+    theirs = DataFrame(yaml.safe_load(PUBLISHED.read_text(encoding="utf-8")))
+    runs = runs.merge(theirs, how="left", on=["dataset", "architecture", "arm"]).assign(algorithm=runs["arm"])
+    runs["shown"] = [arm in shown.get(study, []) for study, arm in zip(runs["study"], runs["arm"], strict=True)]
+    runs["in_view"] = runs.groupby("study")["shown"].transform("any")
+    changed = runs.loc[runs["shown"] & (runs["update"] != "full"), "study"]
     aligned = runs.loc[runs["arm"].isin(select(tables["alignment"], quantity="gradient")["arm"]), "rule"]
     runs = runs.assign(intervention=runs["study"].isin(changed), aligned=runs["rule"].isin(aligned))
     runs = runs.assign(ladder=runs["learning_blocks"].notna(), control=runs["rule"].str.startswith("frozen"))
     kinds = runs.groupby(["study", "dataset", "optimizer", "normalization"])
-    runs = runs.assign(laddered=kinds["ladder"].transform("any")).query(wanted)
+    runs = runs.assign(laddered=kinds["ladder"].transform("any"))
     runs = runs.sort_values([*order], key=lambda names: names.map(order[names.name].index), kind="stable")
     runs["panel"] = runs["study"].map(studies) + ", " + runs["dataset"].map({name: SETS[name].label for name in SETS})
     labels = {arm: look["label"] for arm, look in arms.items()}
-    titles = {panel: panel + lost(part.replace({"arm": labels})) for panel, part in runs.groupby("panel")}
-    rows = runs[[*KEYS, "rule", "optimizer", "normalization", "update", "ladder", "control", "panel"]]
-    rows = rows.assign(title=rows["panel"].map(titles))
 
-    def cut(table: DataFrame) -> DataFrame:
+    def joint(table: DataFrame) -> DataFrame:
         by_arm = [key for key in KEYS if key not in table]  # choices have neither a seed nor an architecture
-        return rows.drop(columns=by_arm).drop_duplicates().merge(table).assign(arm=lambda t: t["arm"].map(labels))
+        rows = runs[[*KEYS, *SAID]].drop(columns=by_arm).drop_duplicates()
+        return rows.merge(table).assign(arm=lambda t: t["arm"].map(labels))
 
-    return {name: cut(table) for name, table in tables.items()}
+    return {name: joint(table) for name, table in {**tables, "runs": runs}.items()}
+
+
+def only(tables: Tables, wanted: str) -> Tables:
+    """The rows of all tables that a SHOWN wants."""
+    return {name: table.query(wanted) for name, table in tables.items()}
+
+
+def measured(tables: Tables, heads: dict[str, str]) -> DataFrame:
+    """The runs, with as `value` what of joined.joined a head names, for each head."""
+    runs = tables["runs"].merge(joined(tables).drop(columns=["outcome", "train_loss"]), how="left", on=KEYS)
+    return concat([runs.assign(head=head, value=runs[column]) for head, column in heads.items()], ignore_index=True)
+
+
+def paired(table: DataFrame, arm: str, base: str) -> DataFrame:
+    """The runs of an arm, less those of another with the same seed: their `value`, and `theirs` if they have it."""
+    one, other = (select(ended(table), algorithm=each).set_index("seed") for each in (arm, base))
+    columns = [column for column in ("value", "theirs") if column in table]
+    return one.assign(**(one[columns] - other[columns])).dropna(subset="value").reset_index()
+
+
+def sure(values: Series, tell: Callable = interval) -> str:
+    """The mean with its 95 % interval, in words."""
+    return tell(*reading(values.dropna())[1:])
 
 
 def first(table: DataFrame, over: Callable = finished) -> DataFrame:
@@ -116,26 +158,26 @@ def standing(runs: DataFrame, spread: str, over: Callable) -> str:
     counts = over(runs).groupby(ARM)["seed"].count().reindex(runs[ARM].drop_duplicates(), fill_value=0)
     n = " to ".join(map(str, sorted({counts.min(), counts.max()})))
     kind = "Finished runs" if over is finished else "Runs, a diverged one with the accuracy that it ended with"
-    band = f"; {spread}: ± 1 standard deviation over seeds" * bool(spread and counts.max() > 1)
+    band = f"; {spread}: {SPREADS.get(spread)} over seeds" * bool(spread and counts.max() > 1)
     return f"{kind}: n = {n} an arm, {counts.sum()} in all{lost(runs)}{band}."
 
 
 def facets(table: DataFrame, height: float, **more: object) -> FacetGrid:
     """Axes, `height` inches high, for each panel, and each `head` in it if the table has such; more: of FacetGrid.
 
-    A panel with more than two heads is a row of axes, with two a column; panels with one are at most four in a row.
+    Panels with more than two heads are rows of axes, with two columns; panels with one are at most four in a row. One
+    panel is a row, and so are those that are too many, side by side, for titles of one line.
     """
     across = table.groupby("panel")["head"].transform(lambda heads: heads.factorize()[0]) if "head" in table else 0
-    n, heads = table["panel"].nunique(), np.max(across) + 1
-    columns = heads if heads > 2 else n if heads == 2 else -(-n // -(-n // 4))
+    n, heads, most = table["panel"].nunique(), np.max(across) + 1, 14 * WIDTH // table["panel"].str.len().max()
+    rowwise = heads > 2 or (heads == 2 and not 1 < n <= most)
+    columns = heads if rowwise else n if heads == 2 else -(-n // -(-n // int(max(min(most, 4), 1))))
     rows = n * heads // columns if heads > 1 else -(-n // columns)
-    places = {"row": "panel", "col": "across"} if heads > 2 else {"row": "across", "col": "panel"}
+    places = {"row": "panel", "col": "across"} if rowwise else {"row": "across", "col": "panel"}
     places = places if heads > 1 else {"col": "panel", "col_wrap": columns}
-    letters = int((28 if heads > 2 else 13) * WIDTH / columns)  # that a title has room for
-    titles = table["title"].map(textwrap.TextWrapper(letters, break_long_words=False).fill)
-    height = min(height + 0.15 * titles.str.count("\n").max(), (PAGE - 0.7) / rows)
-    more = {"height": height, "aspect": WIDTH / columns / height, "sharex": False, **more}
-    grid = FacetGrid(table.assign(across=across, title=titles), **places, **more).set_titles("")
+    height = min(height, (PAGE - 1.3) / rows)
+    more = {"height": height, "aspect": WIDTH / columns / height, "sharex": False, "sharey": False, **more}
+    grid = FacetGrid(table.assign(across=across), **places, **more).set_titles("")
     grid.figure.set_figwidth(WIDTH)  # to the last bit
     for axes in {*grid.axes.flat} - {axes for axes, _ in cells(grid)}:
         axes.set_visible(False)
@@ -143,8 +185,7 @@ def facets(table: DataFrame, height: float, **more: object) -> FacetGrid:
         head = part["head"].iloc[0] if "head" in part else ""
         axes.set_title(head)
         if part["across"].iloc[0] == 0:
-            title = part["title"].iloc[0] + "\n" * len(head.splitlines())
-            axes.set_title(title, loc="left", fontsize=SMALL, fontweight="bold", linespacing=1.6)
+            axes.set_title(part["panel"].iloc[0] + "\n" * len(head.splitlines()), **TITLE)
     return grid
 
 
@@ -156,24 +197,37 @@ def cells(grid: FacetGrid, **wanted: object) -> Iterator[tuple[Axes, DataFrame]]
             yield grid.facet_axis(row, column), part
 
 
-def share(grid: FacetGrid, *columns: str) -> None:
-    """One y axis for all axes whose rows agree in these columns."""
+def share(grid: FacetGrid, *columns: str, axis: str = "y") -> None:
+    """One axis for all axes whose rows agree in these columns: another data set has another range."""
     found: dict[tuple, Axes] = {}
     for axes, part in cells(grid):
         other = found.setdefault(tuple(part[[*columns]].iloc[0]), axes)
         if other is not axes:
-            axes.sharey(other)
+            getattr(axes, f"share{axis}")(other)
 
 
 def legend(grid: FacetGrid, looks: dict, **more: object) -> None:
-    """One for all panels, below them, in rows of even length, as few as fit; more: of its lines."""
-    arms = [arm for arm in looks["palette"] if (grid.data["arm"] == arm).any()]
-    rows = -(-len(arms) // int(WIDTH / (0.055 * max(map(len, arms)) + 0.4)))
-    keys = {"color": "palette", "marker": "markers", "dashes": "dashes"}
-    styles = [{"label": arm} | {key: looks[look][arm] for key, look in keys.items()} for arm in arms]
-    handles = [Line2D([], [], **style, **more) for style in styles]
-    grid.figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(arms) // rows), handlelength=2.6)
-    grid.figure.set_figheight(grid.figure.get_figheight() + 0.15 + 0.15 * rows)
+    """One of all arms, for all panels; more: see handles."""
+    explain(grid.figure, handles(grid.data, looks, **more), grid.data)
+
+
+def handles(table: DataFrame, looks: dict, words: dict | None = None, **more: object) -> list[Line2D]:
+    """Of a legend: the arms of a table; words: more on an arm; more: of its lines."""
+    keys, arms = {"color": "palette", "marker": "markers", "dashes": "dashes"}, {*table["arm"]}
+    look = {arm: {key: looks[by][arm] for key, by in keys.items()} for arm in looks["palette"] if arm in arms}
+    return [Line2D([], [], **look[arm], label=arm + (words or {}).get(arm, ""), **more) for arm in look]
+
+
+def explain(made: Figure, handles: list[Line2D], table: DataFrame) -> None:
+    """A legend below all axes, in rows of even length, as few as fit, with marks that the rows of the table have."""
+    cross = {"color": GREY, "marker": "x", "markeredgewidth": 1.3, "linewidth": 0, "label": "diverged"}
+    handles += [Line2D([], [], **cross)] * int((table["outcome"] == "diverged").any())
+    handles += [Line2D([], [], **PAPER)] * int("theirs" in table and table["theirs"].notna().any())
+    if not handles:
+        return
+    rows = -(-len(handles) // int(WIDTH / (0.055 * max(len(each.get_label()) for each in handles) + 0.4)))
+    made.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // rows), handlelength=2.6)
+    made.set_figheight(made.get_figheight() + 0.15 + 0.15 * rows)
 
 
 def lines(grid: FacetGrid, x: str, y: str, looks: dict, over: Callable = finished, **limits: object) -> None:
@@ -190,16 +244,20 @@ def lines(grid: FacetGrid, x: str, y: str, looks: dict, over: Callable = finishe
 
 def points(grid: FacetGrid, x: str, y: str, looks: dict, **limits: object) -> None:
     """A point for each finished run, and diverged runs. limits: see diverged."""
-    look = {"hue": "arm", "style": "arm", "palette": looks["palette"], "markers": looks["markers"], "legend": False}
-    for axes, part in cells(grid, outcome="finished"):
-        sns.scatterplot(part, x=x, y=y, ax=axes, s=16, linewidth=0, **look)
+    for axes, part in cells(grid):
+        scatter(axes, part, x, y, looks)
     diverged(grid, x, y, looks, **limits)
+
+
+def scatter(axes: Axes, part: DataFrame, x: str, y: str, looks: dict) -> None:
+    """A point for each finished run."""
+    look = {"hue": "arm", "style": "arm", "palette": looks["palette"], "markers": looks["markers"], "legend": False}
+    sns.scatterplot(finished(part), x=x, y=y, ax=axes, s=16, linewidth=0, **look)
 
 
 def diverged(grid: FacetGrid, x: str, y: str, looks: dict, **limits: object) -> None:
     """Every diverged run, thin, up to its cross, held within the limits that the finished runs and Axes.set give."""
     thin = {"units": "seed", "estimator": None, "linewidth": 0.7, "alpha": 0.7, "markersize": 0, "style": "arm"}
-    mark = {"marker": "x", "s": 22, "linewidth": 1.3, "clip_on": False, "zorder": 5}
     for axes, _ in cells(grid, outcome="finished"):
         axes.set(**limits)
         axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
@@ -210,27 +268,55 @@ def diverged(grid: FacetGrid, x: str, y: str, looks: dict, **limits: object) -> 
         part = part.dropna(subset=y)
         look = {"x": x, "y": y, "ax": axes, "hue": "arm", "legend": False}
         sns.lineplot(part, **look, **thin, **looks)
-        sns.scatterplot(part.groupby(["arm", "seed"]).tail(1), **look, **mark, palette=looks["palette"])
+        sns.scatterplot(part.groupby(["arm", "seed"]).tail(1), **look, **CROSS, palette=looks["palette"])
 
 
-def accuracies(table: DataFrame, looks: dict, name: str) -> FacetGrid:
-    """Test accuracies in the order of the table, a line for each `name`: a point per run, mean and deviation of all."""
-    names = [*table[name].unique()]
-    shift = (table["seed"] + 0.5) / (table["seed"].max() + 1) - 0.5  # no run hides another
-    place = table[name].map(names.index)
-    grid = facets(table.assign(place=place, y=place + 0.5 * shift), 0.55 + 0.16 * len(names), sharex=True)
-    bar = {"err_kws": {"linewidth": 1}, "alpha": 0.6, "linestyle": "none", "marker": "|", "markersize": 10}
-    bar |= {"hue": "arm", "palette": looks["palette"], "legend": False, "orient": "y", "native_scale": True}
-    for axes, part in cells(grid):
-        sns.pointplot(ended(part), x="test_accuracy", y="place", ax=axes, errorbar="sd", markeredgewidth=1, **bar)
-        axes.set_yticks(range(len(names)), names)
-        axes.tick_params(labelleft=axes.get_subplotspec().is_first_col())
-        for place, arm in enumerate(names):
-            text = told(ended(select(part, **{name: arm}))["test_accuracy"])
-            axes.text(1.03, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=SMALL)
-    points(grid, "test_accuracy", "y", looks, xlim=(0, None), ylim=(len(names) - 0.5, -0.5))
-    chance(grid, "axvline")
-    return grid.set_axis_labels("test accuracy, %", "")
+def dots(axes: Axes, table: DataFrame, looks: dict, across: bool = False) -> None:
+    """Of each arm at each `at` the mean `value` of all that ended, its 95 % interval, and what diverged.
+
+    across: `at` is on the y axis.
+    """
+    for (arm, at), part in table.groupby(["arm", "at"], sort=False):
+        _, mean, low, high = reading(ended(part)["value"].dropna())
+        (x, y), way = ((mean, at), "xerr") if across else ((at, mean), "yerr")
+        look = {"color": looks["palette"][arm], "marker": looks["markers"][arm], "markersize": 4, "markeredgewidth": 0}
+        axes.errorbar(x, y, **look, linewidth=1, **{way: None if np.isnan(low) else [[mean - low], [high - mean]]})
+        lost = select(part, outcome="diverged").dropna(subset="value")
+        xy = (lost["value"], lost["at"]) if across else (lost["at"], lost["value"])
+        axes.scatter(*xy, color=look["color"], **CROSS)
+
+
+def rows(axes: Axes, table: DataFrame, looks: dict, names: list[str] | None = None) -> None:
+    """Dots in rows, each with its name, the paper's value if there is one, and all of it in numbers."""
+    dots(axes, table, looks, across=True)
+    names = names or [*table["row"].unique()]
+    for row in range(len(names)):
+        here = table[table["at"].round() == row]
+        said = [sure(ended(part)["value"], shortly) for _, part in here.groupby("at")]
+        if "theirs" in here and here["theirs"].notna().any():
+            axes.plot(here["theirs"].max(), here["at"].min(), **PAPER)
+            said.append(f"({number(here['theirs'].max())})")
+        words = " | ".join(said) or NONE
+        axes.text(1.03, row, words, transform=axes.get_yaxis_transform(), va="center", fontsize=SMALL)
+    axes.set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5))
+    axes.set_yticklabels(names if "head" in table or axes.get_subplotspec().is_first_col() else [])
+
+
+def shortly(mean: float, low: float, high: float) -> str:
+    """The mean alone, with as many digits as its interval lets it have."""
+    return number(mean, (high - low) / 2)
+
+
+def join(axes: Axes, table: DataFrame, **look: object) -> None:
+    """A line through the means of all that ended."""
+    means = ended(table).groupby("at")["value"].mean().dropna()
+    axes.plot(means.index, means, **{"linewidth": 1, "zorder": 1, "color": "0.7", **look})
+
+
+def doubling(axis: Axis) -> None:
+    """Logarithms to base 2 in words."""
+    axis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axis.set_major_formatter(lambda log, _: f"{2**log:.3g}")
 
 
 def chance(grid: FacetGrid, line: str = "axhline", **wanted: object) -> None:
@@ -252,19 +338,20 @@ def figure(name: str, results: Path, tuned: Path, looks: dict, out: Path) -> Non
     module = importlib.import_module(f"rankcollapse.render.figures.{name}")
     plt.switch_backend("agg")
     sns.set_theme("paper", "ticks", font="DejaVu Sans", font_scale=0.8, rc=STYLE)  # a font that comes with matplotlib
-    tables = shown_tables(results / "tables", tuned, module.SHOWN, **looks)
+    tables = labelled(results / "tables", tuned, **looks)
+    tables = tables if module.SHOWN is None else only(tables, module.SHOWN)
     arms, keys = looks["arms"].values(), {"palette": "colour", "markers": "marker", "dashes": "line"}
     drawn = {by: {arm["label"]: DASHES.get(arm[key], arm[key]) for arm in arms} for by, key in keys.items()}
     runs = tables["runs"]
     table = module.data(tables) if len(finished(runs)) else runs  # without one tables may have no rows to work on
     if finished(table).empty:  # the files are still expected
-        made = plt.figure(figsize=(WIDTH, 0.5))
-        words = f"{titles()[name].partition('. ')[2]}: no finished run among {len(runs)} of this kind."
+        made, words = plt.figure(figsize=(WIDTH, 0.5)), f"{titles()[name].partition('. ')[2]}: {NOTHING}."
         made.text(0.5, 0.5, words, ha="center", va="center", color=GREY)
     else:
         made = module.draw(table, drawn).figure
         made.set_layout_engine("constrained", w_pad=0.05, h_pad=0.05, wspace=0.02, hspace=0.02)
         words = module.caption(table)
         if module.SPREAD is not None:
-            words += " " + standing(runs, module.SPREAD, getattr(module, "OVER", finished))
-    save(made, words, out)
+            drawn_runs = runs[runs["study"].isin(table["study"])]
+            words += " " + standing(drawn_runs, module.SPREAD, getattr(module, "OVER", finished))
+    save(made, f"{words} Drawn by rankcollapse/render/figures/{name}.py.", out)

@@ -54,6 +54,7 @@ rule figure:
         TABLES,
         TUNED,
         ours(*(f"rankcollapse/render/{name}.py" for name in ("figures/{figure}", "drawing", "tables", "text"))),
+        ours("rankcollapse/render/joined.py", "rankcollapse/render/mediation.py", "paper/published.yaml"),
     output:
         svg=report(
             f"{FIGURES}/{{figure}}.svg",

@@ -1,15 +1,18 @@
 """The figures, a module each, whose docstring begins with its number and title: `9. Tuning.`
 
-A module has SHOWN, the runs it shows, as a query on runs.csv; SPREAD, what in it shows ± 1 standard deviation over
-seeds, "" for nothing, None if its caption says itself what it stands on; OVER, which of the runs its means are over, if
-not `finished`; data(tables), the tidy table that it is drawn from; draw(table, looks), which returns its grid; and
-caption(table), whole sentences. drawing.figure makes the files of it.
+A module has SHOWN, the runs it shows, as a query on runs.csv and what drawing.labelled adds, None for all; SPREAD, what
+in it shows the spread over seeds, `bands` or `bars`, "" for nothing, None if its caption says itself what it stands on;
+OVER, which of the runs its means are over, if not `finished`; data(tables), the tidy table that it is drawn from, empty
+if the preset lacks what it takes; draw(table, looks), which returns its grid or figure; and caption(table), whole
+sentences. drawing.figure makes the files of it.
 """
 
 import ast
 from pathlib import Path
 
 from rankcollapse.errors import InputError
+
+NOTHING = "this preset has no finished runs for it"  # the words of a figure that has nothing to draw
 
 
 def titles() -> dict[str, str]:
@@ -21,3 +24,10 @@ def titles() -> dict[str, str]:
             raise InputError(f"{path.name}: its docstring must begin with its number and title, as in `9. Title.`")
         found[path.stem] = head.rstrip(".")
     return dict(sorted(found.items(), key=lambda item: int(item[1].split(".")[0])))
+
+
+def drawn(folder: Path) -> list[str]:
+    """The figures in order, but those in the folder that had nothing to draw."""
+    captions = {name: folder / f"{name}.txt" for name in titles()}
+    empty = [name for name, path in captions.items() if path.exists() and NOTHING in path.read_text(encoding="utf-8")]
+    return [name for name in captions if name not in empty]

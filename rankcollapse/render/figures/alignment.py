@@ -1,4 +1,4 @@
-"""5. Alignment."""
+"""15. Alignment."""
 
 from matplotlib.ticker import LogFormatter
 from pandas import concat
@@ -8,7 +8,7 @@ from rankcollapse.render.drawing import last_hidden
 from rankcollapse.render.tables import FLOOR, KEYS, finished, last, select
 from rankcollapse.render.text import number, over
 
-SHOWN = "(aligned or rule == 'bp') and not (intervention or ladder or control)"
+SHOWN = "shown and (aligned or rule == 'bp') and not (intervention or ladder or control)"
 SPREAD = "bands"
 COSINES = ["cos(W, B)", "cos(∇, ∇BP)"]
 SIZES = ["‖∇BP‖ / ‖W‖", "rms activation", "‖W‖ / at start"]
@@ -39,7 +39,7 @@ def data(tables):
 
 
 def draw(table, looks):
-    grid = drawing.facets(table, 1.45, sharey=False)
+    grid = drawing.facets(table, 1.45)
     drawing.share(grid, "kind")
     for axes, part in drawing.cells(grid):
         if part["kind"].iloc[0] in SIZES:

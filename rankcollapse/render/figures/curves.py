@@ -1,9 +1,9 @@
-"""8. Training curves."""
+"""14. Training curves."""
 
 from rankcollapse.render import drawing
 from rankcollapse.render.tables import last, select
 
-SHOWN = "not (intervention or ladder or control)"
+SHOWN = "shown and not (intervention or ladder or control)"
 SPREAD = "bands"
 HEADS = {"train_loss": "training loss", "validation_accuracy": "accuracy, %"}
 
@@ -14,7 +14,7 @@ def data(tables):
 
 
 def draw(table, looks):
-    grid = drawing.facets(table, 1.7, sharey=False)
+    grid = drawing.facets(table, 1.7)
     drawing.share(grid, "dataset", "head")
     drawing.lines(grid, "epoch", "value", looks, xlim=(0, None), ylim=(0, None))
     drawing.chance(grid, head=HEADS["validation_accuracy"])

@@ -1,4 +1,4 @@
-"""10. Depth."""
+"""13. Blocks that learn."""
 
 from pandas import concat
 
@@ -6,7 +6,7 @@ from rankcollapse.render import drawing
 from rankcollapse.render.tables import ended, select
 from rankcollapse.render.text import over
 
-SHOWN = "laddered and not intervention"
+SHOWN = "shown and laddered and not intervention"
 SPREAD = "bands"
 OVER = ended
 KIND = ["panel", "optimizer", "normalization"]  # what the frozen net that is k = 0 shares with a ladder
@@ -26,7 +26,7 @@ def data(tables):
 
 
 def draw(table, looks):
-    grid = drawing.facets(table, 2.1, sharey=False)
+    grid = drawing.facets(table, 2.1)
     drawing.share(grid, "dataset")
     for axes, part in drawing.cells(grid):  # before the lines, which settle the limits
         for arm, mine in ended(part[part["k"].isna()]).groupby("arm", sort=False)["test_accuracy"]:

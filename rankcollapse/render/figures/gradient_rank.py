@@ -1,9 +1,9 @@
-"""2. Gradient-trajectory effective rank."""
+"""10. Gradient-trajectory effective rank."""
 
 from rankcollapse.render import drawing
 from rankcollapse.render.tables import KEYS, last, select
 
-SHOWN = "not (intervention or ladder or control)"
+SHOWN = "shown and not (intervention or ladder or control)"
 SPREAD = "bands"
 HEADS = {"cumulative": "first T gradients", "window": "latest gradients"}
 MEASURE = "entropy_s2"  # the one that gives the paper's picture
@@ -17,7 +17,8 @@ def data(tables):
 
 
 def draw(table, looks):
-    grid = drawing.facets(table, 1.7, sharey="row")
+    grid = drawing.facets(table, 1.7)
+    drawing.share(grid, "dataset", "head")
     drawing.lines(grid, "T", MEASURE, looks, xlim=(0, None), ylim=(0, None))
     return grid.set_axis_labels("T, gradients", f"effective rank,\n{drawing.MEASURES[MEASURE]}")
 

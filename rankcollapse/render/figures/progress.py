@@ -1,4 +1,4 @@
-"""11. Rank at equal progress."""
+"""17. Rank at equal progress."""
 
 import numpy as np
 from pandas import concat
@@ -7,7 +7,7 @@ from rankcollapse.experiment.datasets import SETS
 from rankcollapse.render import drawing
 from rankcollapse.render.tables import ARM, KEYS, finished, loss_step, select
 
-SHOWN = "not (intervention or ladder or control)"
+SHOWN = "shown and not (intervention or ladder or control)"
 SPREAD = "bands"
 LOSSES = 40  # along the axis of a panel, down from that of a guess
 
@@ -37,7 +37,7 @@ def data(tables):
 
 
 def draw(table, looks):
-    grid = drawing.facets(table, 1.6, sharex="row", sharey=False)
+    grid = drawing.facets(table, 1.6, sharex="row")
     drawing.lines(grid, "loss", "rank", looks, ylim=(0, None))
     for axes, _ in drawing.cells(grid):
         axes.xaxis.set_inverted(True)

@@ -1,41 +1,51 @@
-"""4. Ranks under Muon and normalisation."""
+"""12. Ranks under Muon and normalisation."""
 
-from matplotlib.scale import SymmetricalLogScale
+import numpy as np
 from pandas import concat
 
 from rankcollapse.render import drawing
 from rankcollapse.render.tables import last, select
+from rankcollapse.render.text import interval
 
-SHOWN = "not (intervention or ladder or control) and (rule != 'bp' or optimizer == 'sgd')"
-SPREAD = "bands"
+SHOWN = "shown and rule == 'fa' and not (intervention or ladder)"
+SPREAD = "bars"
 MEASURE = "entropy_s2"
 HEADS = {"errors, pooled": ("error", "pooled"), "activations": ("activation", "batch"), "updates": ("update", "step")}
 
 
 def data(tables):
+    """A row per run, matrix and layer of the first net: the log of its rank over that of plain FA with its seed."""
     parts = [select(tables["ranks"], quantity=q, scope=scope).assign(head=head) for head, (q, scope) in HEADS.items()]
-    return drawing.by_layer(last(concat(parts), MEASURE, ["head", "layer"]))
+    ends = drawing.first(drawing.by_layer(last(concat(parts), MEASURE, ["head", "layer"]), most=5))
+    ends = ends.assign(value=np.log2(ends[MEASURE].where(ends[MEASURE] > 0)))
+    layers, arms = [part for _, part in ends.groupby(["head", "place"], sort=False)], [*ends["algorithm"].unique()]
+    table = concat(drawing.paired(part, arm, "fa") for part in layers for arm in arms if arm != "fa")
+    beside = table["algorithm"].map(arms.index) / len(arms) - 0.5  # no arm hides another
+    return table.assign(at=table["place"].rank(method="dense") + 0.6 * beside)
 
 
 def draw(table, looks):
-    grid = drawing.facets(table, 1.6)
-    scale = SymmetricalLogScale(None, linthresh=1, linscale=0.3)  # down to 0, the rank of a matrix of zeros
-    drawing.lines(grid, "place", MEASURE, looks, yscale=scale, ylim=(0, None))
+    grid = drawing.facets(table, 1.9)
+    drawing.share(grid, "panel")
     for axes, part in drawing.cells(grid):
-        names = part.groupby("place")["name"].first()
-        some = names.iloc[[0, len(names) // 2, -1]]
-        axes.set_xticks(some.index, some)
-        axes.yaxis.set_major_formatter("{x:g}")
-    grid.set(xmargin=0.1)
-    return grid.set_axis_labels("layer", f"effective rank,\n{drawing.MEASURES[MEASURE]}")
+        drawing.dots(axes, part, looks)
+        names = part.groupby(part["at"].round())["name"].first()
+        axes.set_xticks(names.index, names.str.replace(" ", "\n"))
+        axes.axhline(0, **drawing.DOTTED)
+        drawing.doubling(axes.yaxis)
+    drawing.legend(grid, looks, linewidth=0)
+    return grid.set_axis_labels("", "rank over that under FA")
 
 
 def caption(table):
-    here = drawing.first(table)
-    layer = select(here, place=max(here["place"].max() - 1, 0))
-    parts = [f"{head} {drawing.under(part, MEASURE)}" for head, part in layer.groupby("head", sort=False)]
+    layer = table[table["place"].rank(method="dense", ascending=False) == 2]  # the one before the classifier
+    ends = layer.groupby(["head", "arm"], sort=False)["value"]
+    parts = [
+        f"{head}, {arm} {drawing.sure(values, lambda *logs: interval(*np.exp2(logs)))}" for (head, arm), values in ends
+    ]
     return (
-        f"Effective rank ({drawing.MEASURES[MEASURE]}, logarithmic axis) at the end of training, of errors pooled over "
-        f"training, of activations of one probe batch, and of the update of one step. {layer['panel'].iloc[0]}, "
-        f"{layer['name'].iloc[0]}: {'; '.join(parts)}."
+        f"Effective rank ({drawing.MEASURES[MEASURE]}) at the end of training over that under plain FA with the same "
+        f"seed, geometric means, logarithmic axis, of errors pooled over training, of activations of a probe batch, "
+        f"and of the update of one step; dotted: as FA. {layer['panel'].iloc[0]}, {layer['name'].iloc[0]}: "
+        f"{'; '.join(parts)}."
     )

@@ -1,4 +1,4 @@
-"""9. Tuning."""
+"""16. Tuning."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from rankcollapse.render import drawing
 from rankcollapse.render.tables import finished, select
 from rankcollapse.render.text import number
 
-SHOWN = "rate == 'tuned'"
+SHOWN = "shown and rate == 'tuned'"
 SPREAD = None
 NAMES = {"sgd": "SGD", "muon": "Muon", "adam": "Adam"}
 CHOICE = {"markersize": 6, "markeredgewidth": 1, "markeredgecolor": "black", "zorder": 4}
@@ -17,12 +17,13 @@ def data(tables):
     table = tables["tuned"].rename(columns={"validation_percent_mean": "mean", "validation_percent_std": "std"})
     middle = table.groupby(["panel", "arm"])["weight_decay"].transform(lambda decays: decays.mode().iloc[0])
     outcome = np.where(table["diverged"] > 0, "diverged", "finished")
-    table = table.assign(path=table["weight_decay"] == middle, outcome=outcome, title=table["panel"])
+    table = table.assign(path=table["weight_decay"] == middle, outcome=outcome)
     return table.assign(head=table["optimizer"].map(NAMES))
 
 
 def draw(table, looks):
     grid = drawing.facets(table, 2.2)
+    drawing.share(grid, "dataset")
     for axes, panel in drawing.cells(grid):
         axes.set_xscale("log")
         for arm, part in panel.groupby("arm", sort=False):

@@ -1,0 +1,58 @@
+"""2. The paper's four accuracies beside ours."""
+
+from pandas import concat
+
+from rankcollapse.experiment.datasets import SETS
+from rankcollapse.render import drawing
+from rankcollapse.render.tables import ended, select
+from rankcollapse.render.text import number
+
+ADDS = {"Normalisation adds": ("fa+bn", "fa"), "Muon adds": ("fa+muon", "fa"), "Muon on top adds": ("fa+both", "fa+bn")}
+SHOWN = "study == 'resnet18' and dataset == 'cifar100' and algorithm in ('fa', 'fa+bn', 'fa+muon', 'fa+both')"
+SPREAD = "bars"
+OVER = ended
+HEADS = ["test accuracy, %", "difference, points"]
+
+
+def data(tables):
+    """The runs, by arm, and their differences, paired by seed."""
+    runs, chance = tables["runs"], 100 * SETS["cifar100"].chance
+    runs = runs.assign(value=runs["test_accuracy"], theirs=runs["paper_percent"], row=runs["arm"])
+    fa = select(runs, algorithm="fa")
+    less = [fa.assign(value=fa["value"] - chance, theirs=fa["theirs"] - chance, row="FA is above chance")]
+    less += [drawing.paired(runs, *pair).assign(row=words) for words, pair in ADDS.items()]
+    table = concat([part.assign(head=head) for head, part in zip(HEADS, (runs, concat(less)), strict=True)])
+    return table.assign(at=table.groupby("head")["row"].transform(lambda rows: rows.factorize()[0]))
+
+
+def panel(axes, table, looks):
+    """The first head alone."""
+    drawing.rows(axes, select(table, head=HEADS[0]), looks)
+    axes.set_xlabel(HEADS[0])
+
+
+def handles(table, looks):
+    return drawing.handles(table, looks, linewidth=0)
+
+
+def draw(table, looks):
+    grid = drawing.facets(table, 1.6)
+    for axes, part in drawing.cells(grid):
+        drawing.rows(axes, part, looks)
+    drawing.chance(grid, "axvline", head=HEADS[0])
+    drawing.legend(grid, looks, linewidth=0)
+    return grid.set_axis_labels("", "")
+
+
+def finding(table):
+    rows = select(ended(table), head=HEADS[1]).groupby("row", sort=False)
+    less = [f"{row} {drawing.sure(part['value'])} ({number(part['theirs'].max())})" for row, part in rows]
+    return f"In points, and in brackets the paper's: {', '.join(less)}"
+
+
+def caption(table):
+    return (
+        f"Test accuracy of {table['panel'].iloc[0]}, and the differences that the story stands on; open, in brackets: "
+        f"the paper's, of full width, as quoted in an unverified note, the last difference as in its abstract; a "
+        f"cross is a run that diverged; dotted: chance. {finding(table)}."
+    )
