@@ -58,17 +58,18 @@ STYLE |= {"svg.fonttype": "path", "svg.hashsalt": "rankcollapse"}
 def labelled(folder: Path, tuned: Path, arms: dict, studies: dict, shown: dict) -> Tables:
     """The tables of tables.load, in the order of `studies` and `arms`, with arms by their labels.
 
-    A row has what its arm is and its `panel`, and a run the paper's accuracy. A SHOWN may name too the arm as the grid
-    calls it (`algorithm`), whether the study shows it (`shown`), or any arm (`in_view`), or one of changed updates
-    (`intervention`), and whether the rule has a B (`aligned`), some blocks alone learn (`ladder`), or do in an arm of
-    the run's optimizer and normalization (`laddered`), and hidden weights stay as initialised (`control`). A knob that
-    the tables lack has its default, which is what runs did before it.
+    A row has what its arm is and its `panel`, and a run on all training images the paper's accuracy. A SHOWN may name
+    too the arm as the grid calls it (`algorithm`), whether the study shows it (`shown`), or any arm (`in_view`), or one
+    of changed updates (`intervention`), and whether the rule has a B (`aligned`), some blocks alone learn (`ladder`),
+    or do in an arm of the run's optimizer and normalization (`laddered`), and hidden weights stay as initialised
+    (`control`). A knob that the tables lack has its default, which is what runs did before it.
     """
     tables = load(folder, tuned)
     runs, order = tables["runs"], {"study": [*studies], "arm": [*arms]}
     runs = runs.assign(**{key: value for key, value in RunConfig().model_dump().items() if key not in runs})
     theirs = DataFrame(yaml.safe_load(PUBLISHED.read_text(encoding="utf-8")))
     runs = runs.merge(theirs, how="left", on=["dataset", "architecture", "arm"]).assign(algorithm=runs["arm"])
+    runs["paper_percent"] = runs["paper_percent"].where(runs["train_images"].isna())
     runs["shown"] = [arm in shown.get(study, []) for study, arm in zip(runs["study"], runs["arm"], strict=True)]
     runs["in_view"] = runs.groupby("study")["shown"].transform("any")
     changed = runs.loc[runs["shown"] & (runs["update"] != "full"), "study"]

@@ -9,7 +9,7 @@ SHOWN = "schedule == 'cosine' and not intervention and algorithm in ('fa', 'fa+b
 SPREAD = "bars"
 OVER = ended
 NETS, USUAL = {"mlp": "MLP", "cnn": "CNN"}, {"mlp": 3, "cnn": 4}  # the depth of a net for which none is set
-HEADS = {"test accuracy, %": "test_accuracy", "effective rank of the gradients": "gradient_rank"}
+HEADS = {"test accuracy, %": "test_accuracy", "effective rank of the gradients": "whole_gradient_rank"}
 
 
 def data(tables):

@@ -15,8 +15,9 @@ HEADS = ["test accuracy, %", "difference, points"]
 
 
 def data(tables):
-    """The runs, by arm, and their differences, paired by seed."""
+    """The runs that the paper has a number for, by arm, and their differences, paired by seed."""
     runs, chance = tables["runs"], 100 * SETS["cifar100"].chance
+    runs = runs[runs["paper_percent"].notna()]
     runs = runs.assign(value=runs["test_accuracy"], theirs=runs["paper_percent"], row=runs["arm"])
     fa = select(runs, algorithm="fa")
     less = [fa.assign(value=fa["value"] - chance, theirs=fa["theirs"] - chance, row="FA is above chance")]
