@@ -65,7 +65,7 @@ def _waves(data_dir: Path, download: bool) -> tuple[Arrays, Arrays]:
 
 SETS["waves"] = DataSet("waves", "Waves", 4, (1, 6, 6), 300, 60, (0.5,), (0.3,), _waves)
 """
-FIGURE = '''"""12. Losses at the end.
+FIGURE = '''"""18. Losses at the end.
 
 A point per run.
 """
@@ -202,7 +202,7 @@ def test_the_new_arm_and_data_set_are_in_the_figures_with_label_and_chance(chang
 
 def test_the_new_figure_is_drawn_and_in_gallery_and_paper(changed):
     gallery = (changed / "figures/demo/README.md").read_text(encoding="utf-8")
-    assert "12. Losses at the end" in gallery
+    assert "18. Losses at the end" in gallery
     assert "Test losses of 4 runs." in gallery
     pages = PdfReader(changed / "paper/demo/replication.pdf").pages
     assert "Test losses of 4 runs." in " ".join(" ".join(page.extract_text() for page in pages).split())

@@ -14,7 +14,8 @@ HELDOUT = "What tells the accuracy of another net"
 PREDICTORS = {
     "gradient_rank": "rank of gradients", "whole_gradient_rank": "the same, whole net",
     "error_rank": "rank of errors, pooled", "batch_error_rank": "rank of errors",
-    "activation_rank": "rank of activations", "update_rank": "rank of updates", "relative_update": "size of steps", "alignment": "alignment",
+    "activation_rank": "rank of activations", "update_rank": "rank of updates", "relative_update": "size of steps",
+    "alignment": "alignment",
     "train_loss": "training loss",
 }  # fmt: skip
 
