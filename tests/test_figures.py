@@ -44,7 +44,9 @@ STUDIES = {
         "fa+both": {"rule": "fa", **BOTH},
     },
     "hidden": {
-        "fa": {"rule": "fa"}, "fa+muon": {"rule": "fa", **MUON}, "fa+polar": {"rule": "fa", **MUON, "update": "polar"},
+        "fa": {"rule": "fa"}, "fa+muon": {"rule": "fa", **MUON},
+        **{f"fa+polar{end}": {"rule": "fa", **MUON, "update": "polar"} for end in SAME},
+        **{f"fa+top{r}-unit": {"rule": "fa", **MUON, "update": "top_r", "rank": r, "norm": "spectral"} for r in (1, 5)},
         **{f"fa+top{r}{end}": {"rule": "fa", **MUON, "update": "top_r", "rank": r} for r in (1, 5) for end in SAME},
         **{f"fa+frobenius{end}": {"rule": "fa", **MUON, "update": "frobenius"} for end in SAME},
         **{f"fa-rank{r}": {"rule": "fa", "feedback": "rank", "feedback_rank": r} for r in (1, 10)},
@@ -92,7 +94,9 @@ def tables_of(outcomes: dict | None = None, seeds: int = 3) -> dict[str, pd.Data
         accuracies = {} if outcome == "missing" else {"test_accuracy": g.uniform(0.3, 0.6), "validation_accuracy": 0.5}
         free = dict.fromkeys(["rank", "norm", "learning_blocks", "feedback_rank"])
         knobs = {**PLAIN, **free, "feedback": "same", "depth": net["depth"], **STUDIES[study][arm]}
-        knobs["rate"] = "as fa+bn" if knobs["learning_blocks"] else "as fa+muon" if "-same" in arm else "tuned"
+        knobs["rate"] = (
+            "as fa+bn" if knobs["learning_blocks"] else "as fa+muon" if arm.endswith(("-same", "-unit")) else "tuned"
+        )
         accuracies |= {"train_loss": g.uniform(1, 2)}
         rows["runs"].append({**key, **knobs, "outcome": outcome, **accuracies})
         if seed == 0 and knobs["rate"] == "tuned":
@@ -452,21 +456,22 @@ def test_the_dials_of_updates_are_at_their_rates_beside_sgds_direction(draw):
     tables = tables_of({("fa+top1", 0): "diverged"})
     made, caption = draw("updates", tables)
     (axes,) = panels(made)
-    places = {"fa_top1": 0, "fa_top1_same": 0, "fa_top5": 2, "fa_top5_same": 2, "fa_polar": 4, "fa_muon": 4}
-    check(dots(axes), of(tables, "hidden", **places))
+    places = {"fa_top1": 0, "fa_top1_same": 0, "fa_top1_unit": 0, "fa_top5": 2, "fa_top5_same": 2, "fa_top5_unit": 2}
+    check(dots(axes), of(tables, "hidden", **places, fa_polar=4, fa_polar_same=4))
     assert crosses(axes) == [colour("fa+top1")]
     means = tables["runs"].query("study == 'hidden'").groupby("arm")["test_accuracy"].mean() * 100
     dials = {line.get_linestyle(): line.get_ydata() for line in axes.lines if line.get_color() == "0.7"}
     np.testing.assert_allclose(dials["-"], means[["fa+top1", "fa+top5", "fa+polar"]])
-    np.testing.assert_allclose(dials[":"], means[["fa+top1-same", "fa+top5-same", "fa+muon"]])
+    np.testing.assert_allclose(dials[":"], means[["fa+top1-same", "fa+top5-same", "fa+polar-same"]])
+    np.testing.assert_allclose(dials["--"], means[["fa+top1-unit", "fa+top5-unit", "fa+polar-same"]])
     for arm, style in (("fa+frobenius", "-"), ("fa+frobenius-same", ":")):
         (level,) = [line for line in axes.lines if mpl.colors.to_hex(line.get_color()) == colour(arm)]
         np.testing.assert_allclose(level.get_ydata(), means[arm])
         assert level.get_linestyle() == style
-    tuned, same = (
-        sure(gain(tables, "hidden", *pair)) for pair in (("fa+top1", "fa+polar"), ("fa+top1-same", "fa+muon"))
-    )
-    title = f"Cut to one direction, in points: {interval(*tuned)} at its own rate, {interval(*same)} at Muon's"
+    pairs = ("fa+top1", "fa+polar"), ("fa+top1-same", "fa+polar-same"), ("fa+top1-unit", "fa+polar-same")
+    tuned, same, unit = (interval(*sure(gain(tables, "hidden", *pair))) for pair in pairs)
+    title = f"Cut to one direction, in points: {tuned} at its own rate, {same} at Muon's, "
+    title += f"{unit} at Muon's and no larger for it"
     assert made.get_suptitle() == title
     assert title in caption
 
