@@ -1,7 +1,19 @@
 # The third stage: from the tables alone to summaries, claims, figures, pages and the paper.
 from rankcollapse.render.figures import titles
 
-SUMMARIES = ["accuracy", "ranks", "progress", "alignment", "norms", "cost", "joined", "gains", "mediation", "heldout", "claims"]
+SUMMARIES = [
+    "accuracy",
+    "ranks",
+    "progress",
+    "alignment",
+    "norms",
+    "cost",
+    "joined",
+    "gains",
+    "mediation",
+    "heldout",
+    "claims",
+]
 TITLES = titles()
 LOOKS = {
     "arms": {name: arm.model_dump(exclude={"run"}) for name, arm in GRID.arms.items()},
