@@ -62,7 +62,8 @@ def draw(table, looks):
 def finding(table):
     pairs = {"its own rate": ("fa+top1", "fa+polar"), "Muon's": ("fa+top1-same", "fa+polar-same")}
     pairs["Muon's and no larger for it"] = ("fa+top1-unit", "fa+polar-same")
-    said = [f"{drawing.sure(drawing.paired(table, *pair)['value'])} at {rate}" for rate, pair in pairs.items()]
+    gains = {rate: drawing.paired(table, *pair)["value"] for rate, pair in pairs.items()}
+    said = [f"{drawing.sure(gain)} at {rate}" for rate, gain in gains.items() if len(gain)]
     return f"Cut to one direction, in points: {', '.join(said)}"
 
 
