@@ -39,7 +39,7 @@ def test_a_run_is_joined_with_what_was_measured_at_its_end_or_through_it():
     ranks = measured(spectra, ["quantity", "layer", "scope"])
     ranks = ranks.assign(entropy_s=ranks["value"], entropy_s2=ranks["value"] / 2)
     steps = [("relative_update", layer, step, value) for layer, step, value in
-             [("a", 0, 0.1), ("a", 9, 0.001), ("b", 0, 0.1), ("b", 9, 0.001), ("head", 0, 5.0)]]  # fmt: skip
+             [("a", 0, 0.1), ("a", 9, 0.001), ("b", 0, 0.4), ("b", 9, 0.001), ("head", 0, 5.0)]]  # fmt: skip
     cosines = [("gradient", "all", 0, 0.0), ("gradient", "all", 9, 0.3), ("gradient", "a", 9, 0.9)]
     tables = {"runs": made, "ranks": ranks, "norms": measured(steps, ["quantity", "layer"])}
     tables["alignment"] = measured(cosines, ["quantity", "layer"])
@@ -53,7 +53,7 @@ def test_a_run_is_joined_with_what_was_measured_at_its_end_or_through_it():
         "update_rank": 3,
     }
     assert {key: fa[key] for key in wanted} == pytest.approx(wanted)
-    assert (fa["relative_update"], fa["alignment"]) == pytest.approx((0.01, 0.3))
+    assert (fa["relative_update"], fa["alignment"]) == pytest.approx((0.1005, 0.3))
     assert np.isnan(fa["batch_error_rank"])
     assert (bp["alignment"], bp["test_percent"]) == (1, 60)
     diverged = joined({**tables, "runs": made.assign(outcome="diverged")})

@@ -29,14 +29,15 @@ LOGS = [*RANKS, "relative_update"]  # of these a ratio is told, of the others a 
 def joined(tables: Tables) -> pd.DataFrame:
     """A row per run that ended: its accuracy, and of a finished one what is measured beside it.
 
-    Ranks, the loss and the cosine are those of the end; ‖ΔW‖/‖W‖ is the geometric mean over hidden layers and probes,
-    since at the end of a cosine schedule a step has no size.
+    Ranks, the loss and the cosine are those of the end; ‖ΔW‖/‖W‖ is a mean over probes, since at the end of a cosine
+    schedule a step has no size, of the geometric mean over hidden layers.
     """
     runs = tidy.ended(tables["runs"])
     made = runs.set_index(KEYS)[["outcome", "test_accuracy", "train_loss"]]
     found = {name: _rank(tables["ranks"], where, measure) for name, (where, measure) in RANKS.items()}
     steps = select(tables["norms"], quantity="relative_update")
-    found["relative_update"] = _mean_log(steps[steps["layer"] != "head"], "value")
+    steps = _mean_log(steps[steps["layer"] != "head"], "value", [*KEYS, "step"])
+    found["relative_update"] = steps.groupby(KEYS).mean()
     cosines = select(tables["alignment"], quantity="gradient", layer="all")
     found["alignment"] = tidy.last(cosines).set_index(KEYS)["value"]
     made = made.join(pd.DataFrame(found))
@@ -50,9 +51,9 @@ def _rank(ranks: pd.DataFrame, where: dict, measure: str) -> pd.Series:
     return _mean_log(rows if "layer" in where else rows[~rows["layer"].isin(["head", "all"])], measure)
 
 
-def _mean_log(rows: pd.DataFrame, value: str) -> pd.Series:
-    """By run the geometric mean of what is above 0."""
-    return np.exp(np.log(rows[value].where(rows[value] > 0)).groupby([rows[key] for key in KEYS]).mean())
+def _mean_log(rows: pd.DataFrame, value: str, by: list[str] = KEYS) -> pd.Series:
+    """By run, or as said, the geometric mean of what is above 0."""
+    return np.exp(np.log(rows[value].where(rows[value] > 0)).groupby([rows[key] for key in by]).mean())
 
 
 def bases(runs: pd.DataFrame) -> pd.Series:
