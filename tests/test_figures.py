@@ -392,7 +392,8 @@ def test_interventions_are_over_the_rank_of_their_updates_with_rate_and_size(dra
     sizes = tables["norms"].query(
         "study == 'changed' and quantity == 'relative_update' and arm == 'bp' and layer != 'head'"
     )
-    size = np.exp(np.log(sizes["value"]).groupby(sizes["seed"]).mean()).mean()
+    probes = np.exp(np.log(sizes["value"]).groupby([sizes["seed"], sizes["step"]]).mean())
+    size = probes.groupby("seed").mean().mean()
     settings = f"(lr 0.1, ‖ΔW‖/‖W‖ {number(size)})"
     assert f"BP {settings}" in [text.get_text() for text in made.legends[0].texts]
     assert f"at rank {number(2 ** at['bp'])} {settings}" in caption
