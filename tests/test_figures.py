@@ -477,6 +477,13 @@ def test_the_dials_of_updates_are_at_their_rates_beside_sgds_direction(draw):
     assert title in caption
 
 
+@pytest.mark.parametrize("figure", FIGURES)
+def test_a_grid_of_fa_alone_has_every_figure_or_says_that_it_has_no_runs_for_it(draw, figure):
+    alone = {name: table.query("study == 'plain' and arm == 'fa'") for name, table in tables_of(seeds=1).items()}
+    _, caption = draw(figure, alone)
+    assert caption.strip()
+
+
 def test_accuracy_and_the_rank_of_the_error_go_over_the_rank_of_b(draw):
     tables = tables_of()
     made, caption = draw("feedback", tables)

@@ -19,6 +19,8 @@ def data(tables):
     ends = drawing.first(drawing.by_layer(last(concat(parts), MEASURE, ["head", "layer"]), most=5))
     ends = ends.assign(value=np.log2(ends[MEASURE].where(ends[MEASURE] > 0)))
     layers, arms = [part for _, part in ends.groupby(["head", "place"], sort=False)], [*ends["algorithm"].unique()]
+    if not {*arms} - {"fa"}:
+        return ends[:0]
     table = concat(drawing.paired(part, arm, "fa") for part in layers for arm in arms if arm != "fa")
     beside = table["algorithm"].map(arms.index) / len(arms) - 0.5  # no arm hides another
     return table.assign(at=table["place"].rank(method="dense") + 0.6 * beside)
