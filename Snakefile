@@ -40,4 +40,5 @@ rule all:
     input:
         [] if RENDER_ONLY else [begun_candidates, finished_runs],
         SEALED,
+        rules.paper.output,
         f"{RESULTS}/manifest.json",

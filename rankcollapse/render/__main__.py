@@ -20,7 +20,7 @@ TEXTS = Path(__file__).parents[2] / "paper"
 def _summarise(results: Path, names: dict) -> None:
     from rankcollapse.render.summaries import summarise
 
-    summarise(results, TEXTS / "claims.yaml", TEXTS / "published.yaml", names["title"])
+    summarise(results, TEXTS, names["title"])
 
 
 def _figure(results: Path, names: dict, figure: str) -> None:
@@ -37,9 +37,10 @@ def _pages(results: Path, names: dict) -> None:
 
 def _paper(results: Path, names: dict) -> None:
     from rankcollapse.render.paper import paper
+    from rankcollapse.render.together import place, together
 
-    out = Path("paper", results.name, "replication.pdf")
-    paper(TEXTS / "paper.typ", names, results, Path("figures", results.name), out)
+    presets = {preset: named(results.parent / preset) for preset in together(results.name)}
+    paper(TEXTS, presets, results.parent, place(results.name))
 
 
 def named(results: Path) -> dict:

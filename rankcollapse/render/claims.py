@@ -207,7 +207,8 @@ def settle(claim: Claim, tables: Tables) -> dict:
     row = {key: about[key] for key in ("id", "family", "statement", "source", "study", "dataset")} | claim.quantity
     row |= {key: about[key] for key in ("at", "left", "relation", "right", "frozen")}
     row["rates"] = "; ".join(here.loc[here["arm"].isin(sides), "rate"].drop_duplicates())
-    row |= {"left_mean": two["left"].mean(), "right_mean": two["right"].mean()} | lost(claim, sides, tables)
+    took_part = sides + claim.control if claim.beyond else sides
+    row |= {"left_mean": two["left"].mean(), "right_mean": two["right"].mean()} | lost(claim, took_part, tables)
     for ending, difference in zip(("", "_finished"), above, strict=True):
         row |= dict(zip([f"{column}{ending}" for column in READING], reading(difference), strict=True))
         told = len(difference) > 1 and difference.sem() > 0

@@ -1,49 +1,66 @@
-"""What holds, in a few sentences and a table of depth utility, for README, report and paper, made of claims.csv."""
+"""Sentences that change with the results: paper/findings.yaml, by what the summaries say; and depth utility's table."""
+
+import operator
+import re
+from pathlib import Path
 
 import pandas as pd
+from pydantic import Field
 
-from rankcollapse.render.claims import DEPTH, label
-from rankcollapse.render.text import NONE, number
+from rankcollapse.errors import InputError
+from rankcollapse.experiment import config
+from rankcollapse.render.claims import DEPTH
+from rankcollapse.render.evidence import Evidence
+from rankcollapse.render.text import NONE
 
-VERDICTS = ["reproduced", "not reproduced", "explained by the control", "inconclusive"]  # of what counts, in this order
-
-
-def findings(claims: pd.DataFrame) -> list[str]:
-    """Whole sentences: what was reproduced, family by family, what the controls say. Empty without a tested claim."""
-    tested = claims[claims["verdict"] != "not tested"]
-    families = [*tested.groupby("family", sort=False)]
-    return [(_depth_utility if name == DEPTH else _counted)(rows) for name, rows in families]
-
-
-def _named(rows: pd.DataFrame, most: int = 4) -> str:
-    return f": {'; '.join(f'“{said}”' for said in rows['statement'])}" if 0 < len(rows) <= most else ""
+NAMED = re.compile(r"\{([^{}]+)\}")
+NOTHING = "No statement of the paper can be settled on the data of this preset: it shows that everything works."
+ABSENT = "absent"  # the value of what no summary has
+COMPARED = {"<": operator.lt, ">": operator.gt}
 
 
-def _counted(rows: pd.DataFrame) -> str:
-    """How often each verdict fell in a family, and on what those that fail, apart from what is so by construction."""
-    family, counted = rows["family"].iloc[0], rows[rows["structural"].isna()]
-    tally = counted["verdict"].value_counts().reindex(VERDICTS).dropna().astype(int)
-    said = [f"of {len(counted)} statements {', '.join(f'{n} {verdict}' for verdict, n in tally.items())}"]
-    said += [f"{len(rows) - len(counted)} more by construction"] * (len(rows) > len(counted))
-    failed = [(verdict, counted[counted["verdict"] == verdict]) for verdict in VERDICTS[1:3]]
-    said += [f"{verdict}{named}" for verdict, part in failed if (named := _named(part))]
-    words = "; ".join(said)
-    return f"{family} {words[0].upper()}{words[1:]}." if family.endswith("?") else f"{family}: {words}."
+class Case(config.Strict):
+    """What is said if each name in `if` has its value: a verdict, one of several, or as `< 0.5` a range of numbers."""
+
+    when: dict[str, str | list[str]] = Field({}, alias="if")
+    say: str
+
+    def named(self) -> set[str]:
+        return {*self.when, *NAMED.findall(self.say)}
 
 
-def _depth_utility(rows: pd.DataFrame) -> str:
-    """By kind of frozen net: in how many comparisons FA beats it, and by what it does not."""
-    said = []
-    for learns, part in rows.groupby("frozen", sort=False):
-        others = "; ".join(
-            f"{label(r.left)} in {r.study} {'+' * (r.difference > 0)}{number(r.difference, (r.high - r.low) / 2)}"
-            + ", which loses to it" * (r.verdict == "worse")
-            for r in part[part["verdict"] != "better"].itertuples()
-        )
-        won = (part["verdict"] == "better").sum()
-        said.append(f"{learns} {won} of {len(part)} times{f' (not {others})' if others else ''}")
-    what = "A net trained by FA beats the same net with frozen hidden weights, by what learns in that one, in points"
-    return f"{what}: {'; '.join(said)}."
+def read_findings(path: Path) -> dict[str, list[Case]]:
+    """By name the cases of each finding. Raises InputError, one sentence, for a file that does not hold them."""
+    found = config.read(path).items()
+    if not all(isinstance(cases, list) for _, cases in found):
+        raise InputError(f"{path}: a finding must be a list of cases, each with `say`, and `if` unless it always holds")
+    return {name: [config.checked(Case, case, f"{path}: {name}") for case in cases] for name, cases in found}
+
+
+def findings(cases: dict[str, list[Case]], evidence: Evidence) -> dict[str, str]:
+    """Of each finding the first case that holds, with texts in place of {names}; none of one without such a case.
+
+    A case that names in its sentence what there is not does not hold.
+    """
+    said = {name: next((case.say for case in some if _holds(case, evidence)), None) for name, some in cases.items()}
+    return {
+        name: NAMED.sub(lambda named: evidence.texts[named[1]], " ".join(words.split()))
+        for name, words in said.items()
+        if words is not None
+    }
+
+
+def _holds(case: Case, evidence: Evidence) -> bool:
+    there = all(name in evidence.texts for name in NAMED.findall(case.say))
+    return there and all(_is(evidence.values.get(name, ABSENT), wanted) for name, wanted in case.when.items())
+
+
+def _is(value: object, wanted: str | list[str]) -> bool:
+    if isinstance(wanted, list):
+        return any(_is(value, one) for one in wanted)
+    if wanted[:1] in COMPARED:
+        return isinstance(value, float | int) and COMPARED[wanted[0]](value, float(wanted[1:]))
+    return value == wanted
 
 
 def depth_table(shown: pd.DataFrame) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""The paper, compiled by typst from tables of text, captions and pictures: it reads no file, and may lie anywhere."""
+"""The report, compiled by typst from text, tables of text, captions and pictures: it reads no file itself."""
 
 import json
 from pathlib import Path
@@ -8,30 +8,87 @@ import typst
 
 from rankcollapse.experiment import config, files
 from rankcollapse.experiment.collect import read
-from rankcollapse.render.findings import depth_table
-from rankcollapse.render.text import shown
+from rankcollapse.render.evidence import evidence
+from rankcollapse.render.figures import drawn
+from rankcollapse.render.findings import NOTHING, depth_table, findings, read_findings
+from rankcollapse.render.tables import published
+from rankcollapse.render.text import NONE, shown
+from rankcollapse.render.text import number as told
+
+FIRST = {
+    "headline": "full",
+    "summary": "why",
+    "accuracy_vs_rank": "why",
+}  # whose figure the text has; else of the first
 
 
-def inputs(names: dict, results: Path, figures: Path) -> dict[str, str]:
-    """What the text is made of, as JSON, by name."""
-    paths = [Path(names["tuned"]), *sorted((results / "summary").glob("*.csv"))]
-    summaries = {"tuned" if path == paths[0] else path.stem: shown(read(path), names) for path in paths}
-    made = {
-        "preset": names["preset"],
-        "provenance": config.read(results / "provenance.json"),
-        "findings": (results / "summary" / "findings.txt").read_text(encoding="utf-8").split("\n")[:-1],
-        "depth": depth_table(summaries["claims"]),
-        "tables": {name: table.to_dict("records") for name, table in summaries.items()},
-        "benchmarks": [shown(pd.read_csv(path), {}).to_dict("records") for path in names["benchmarks"]],
-        "figures": {
-            name: [(figures / f"{name}.{kind}").read_text(encoding="utf-8").strip() for kind in ("svg", "txt")]
-            for name in names["figures"]
-        },
+def settings(runs: pd.DataFrame, tuned: pd.DataFrame, names: dict) -> list[dict[str, str]]:
+    """What each study was trained with, a row each."""
+    rows = []
+    for (study, dataset), part in runs.groupby(["study", "dataset"], sort=False):
+        first, tried = (
+            part.iloc[0],
+            tuned[(tuned["study"] == study) & (tuned["dataset"] == dataset)].groupby("arm").size(),
+        )
+        cropped = f"flips, crops of {first['crop']:.0f}" if first["crop"] else "flips"
+        rows.append({
+            "study": names["studies"].get(study, study),
+            "dataset": names["datasets"].get(dataset, dataset),
+            "images": "all" if pd.isna(first["train_images"]) else f"{first['train_images']:,.0f}",
+            "epochs": told(part["epochs"].max()),
+            "batch": told(first["batch_size"]),
+            "augmented": cropped if first["flip"] else "no",
+            "precision": ", ".join(sorted(part["precision"].dropna().unique())),
+            "candidates": " or ".join(map(str, sorted(tried.unique()))) or NONE,
+            "seeds": told(part.groupby("arm")["seed"].nunique().max()),
+        })  # fmt: skip
+    return rows
+
+
+def tables(results: Path, names: dict) -> dict[str, object]:
+    """What the report has of a preset."""
+    summary, tuned, about = results / "summary", read(Path(names["tuned"])), config.read(results / "provenance.json")
+    claims, accuracy, cost = (shown(read(summary / f"{name}.csv"), names) for name in ("claims", "accuracy", "cost"))
+    devices = [about["device"]] if isinstance(about["device"], str) else about["device"]
+    return {
+        "title": names["title"],
+        "claims": claims.to_dict("records"),
+        "depth": depth_table(claims),
+        "accuracy": accuracy.assign(seconds=cost["seconds"]).to_dict("records"),
+        "tuned": shown(tuned, names).to_dict("records"),
+        "settings": settings(read(results / "tables" / "runs.csv"), tuned, names),
+        "machine": f"{'; '.join(devices)}, in {about['run_seconds'] / 3600:.1f} hours of training jobs",
+        "finished": about["finished"][:10],
     }
-    return {"made": json.dumps(made)}
 
 
-def paper(text: Path, names: dict, results: Path, figures: Path, out: Path) -> None:
-    files.write_bytes(
-        out, typst.compile(str(text), sys_inputs=inputs(names, results, figures), ignore_system_fonts=True)
-    )
+def pictures(presets: dict[str, dict], folder: Path = Path("figures")) -> dict[str, list[dict[str, str]]]:
+    """Each figure of all presets that have it, by name, that of the text first."""
+    found = {}
+    for preset, names in presets.items():
+        for name in drawn(folder / preset):
+            picture, caption = (
+                (folder / preset / f"{name}.{kind}").read_text(encoding="utf-8") for kind in ("svg", "txt")
+            )
+            about = {"name": name, "picture": picture, "caption": caption.strip(), "title": names["title"]}
+            some = found.setdefault(name, [])
+            some.insert(0 if FIRST.get(name) == preset else len(some), about)
+    return found
+
+
+def paper(texts: Path, presets: dict[str, dict], results: Path, out: Path) -> None:
+    """Write the report: `presets` has of each what things are called in it."""
+    labels = next(iter(presets.values()))["labels"]
+    theirs = published(texts)
+    parts = {preset: tables(results / preset, names) for preset, names in presets.items()}
+    made = {
+        "title": next(iter(presets.values()))["title"] if len(presets) == 1 else "All committed results",
+        "finished": max(part["finished"] for part in parts.values()),
+        "nothing": NOTHING,
+        "said": findings(read_findings(texts / "findings.yaml"), evidence({name: results / name for name in presets})),
+        "presets": parts,
+        "figures": pictures(presets),
+        "published": theirs.assign(arm=theirs["arm"].replace(labels)).astype(str).to_dict("records"),
+    }
+    text = str(texts / "paper.typ")
+    files.write_bytes(out, typst.compile(text, sys_inputs={"made": json.dumps(made)}, ignore_system_fonts=True))

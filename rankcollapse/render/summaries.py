@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from rankcollapse.experiment import files
 from rankcollapse.experiment.collect import write
 from rankcollapse.experiment.config import Settings
 from rankcollapse.render import tables as tidy
 from rankcollapse.render.claims import read_claims, settled
-from rankcollapse.render.findings import findings
+from rankcollapse.render.evidence import evidence
+from rankcollapse.render.findings import NOTHING, findings, read_findings
 from rankcollapse.render.joined import gains, heldout, joined
 from rankcollapse.render.mediation import mediation
 from rankcollapse.render.tables import ARM, MEASURES, SPECTRUM, Tables, finished
@@ -44,7 +44,7 @@ def spread(table: pd.DataFrame, by: list[str], columns: list[str], outcomes: Seq
     return pd.DataFrame(parts).reset_index()
 
 
-def accuracy(runs: pd.DataFrame, published: list[dict]) -> pd.DataFrame:
+def accuracy(runs: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
     """Accuracies in % per arm, of all that ended and of what finished alone, beside the paper's where it gives one."""
     names = {"test_accuracy": "test_percent", "validation_accuracy": "validation_percent"}
     runs = runs.rename(columns=names).assign(planned=1, **{k: runs["outcome"] == k for k in ("diverged", "missing")})
@@ -52,7 +52,6 @@ def accuracy(runs: pd.DataFrame, published: list[dict]) -> pd.DataFrame:
     counts = dict.fromkeys(["planned", "diverged", "missing"], "sum")
     about = runs.groupby(ARM).agg({**counts, **dict.fromkeys(SETTINGS, "first")})
     table = spread(runs.assign(**sound), ARM, [*names.values(), *sound], tidy.ENDED).join(about, on=ARM)
-    theirs = pd.DataFrame(published, columns=[*ARM[1:], "paper_percent", "paper_source"])
     return table.merge(theirs, how="left", on=ARM[1:])
 
 
@@ -139,14 +138,13 @@ def provenance(runs: pd.DataFrame, preset: str, title: str) -> dict:
     }
 
 
-def summarise(results: Path, claims: Path, published: Path, title: str) -> None:
+def summarise(results: Path, texts: Path, title: str) -> None:
     """Write results/summary and provenance.json, from results/tables alone."""
     tables = tidy.load(results / "tables")
     beside = joined(tables)
-    theirs = yaml.safe_load(published.read_text(encoding="utf-8"))
     means = spread(beside, ARM, BESIDE).drop(columns="n")
     summaries = {
-        "accuracy": accuracy(tables["runs"], theirs).merge(means, how="left", on=ARM),
+        "accuracy": accuracy(tables["runs"], tidy.published(texts)).merge(means, how="left", on=ARM),
         "ranks": ends(tables["ranks"], SPECTRUM, MEASURES),
         "alignment": ends(tables["alignment"], ["quantity", "layer"], ["value"]),
         "norms": ends(tables["norms"], ["quantity", "layer"], ["value"]),
@@ -156,9 +154,11 @@ def summarise(results: Path, claims: Path, published: Path, title: str) -> None:
         "gains": gains(beside, tables["runs"]),
         "mediation": mediation(tables),
         "heldout": heldout(beside, tables["runs"]),
-        "claims": settled(read_claims(claims), tables),
+        "claims": settled(read_claims(texts / "claims.yaml"), tables),
     }
     for name, table in summaries.items():
         write(results / "summary" / f"{name}.csv", table, DIGITS)
-    files.write_text(results / "summary" / "findings.txt", "\n".join(findings(summaries["claims"])) + "\n")
-    files.write_json(results / "provenance.json", provenance(tables["runs"], results.resolve().name, title))
+    preset = results.resolve().name
+    files.write_json(results / "provenance.json", provenance(tables["runs"], preset, title))
+    said = findings(read_findings(texts / "findings.yaml"), evidence({preset: results}))
+    files.write_text(results / "summary" / "findings.txt", "\n".join(said.values() or [NOTHING]) + "\n")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from rankcollapse.experiment.collect import KEYS, read
 from rankcollapse.library import ranks
@@ -38,6 +39,12 @@ def load(folder: Path, tuned: Path | None = None) -> Tables:
         tables[name] = table.assign(**{column: 100 * table[column] for column in accuracies})
     tables["alignment"] = strike(tables["alignment"], tables["norms"])
     return tables if tuned is None else {**tables, "tuned": read(tuned).assign(edge=lambda t: t["edge"].fillna(""))}
+
+
+def published(texts: Path) -> pd.DataFrame:
+    """The accuracies that are quoted of the paper, in %, with where they were read: paper/published.yaml."""
+    found = yaml.safe_load((texts / "published.yaml").read_text(encoding="utf-8"))
+    return pd.DataFrame(found, columns=[*ARM[1:], "paper_percent", "paper_source"])
 
 
 def strike(alignment: pd.DataFrame, norms: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 # The third stage: from the tables alone to summaries, claims, figures, pages and the paper.
 from rankcollapse.render.figures import titles
+from rankcollapse.render.together import beside, place
 
 SUMMARIES = [
     "accuracy",
@@ -20,10 +21,10 @@ LOOKS = {
     "studies": {study.name: study.title or study.name for study in GRID.studies},
     "shown": {study.name: [*study.arms] if study.shown is None else study.shown for study in GRID.studies},
 }
-BENCHMARKS = sorted(str(path) for path in Path("results/benchmarks").glob("*/bench.csv"))
-NAMES = {"title": GRID.title or GRID.preset, "tuned": TUNED, "benchmarks": BENCHMARKS, "looks": LOOKS}
+NAMES = {"title": GRID.title or GRID.preset, "tuned": TUNED, "looks": LOOKS}
 if ALONE and not ONLY_ASKS:
     files.write_json(f"{RESULTS}/names.json", NAMES)
+BESIDE = beside(GRID.preset)
 SUMMARISED = [*expand(f"{RESULTS}/summary/{{table}}.csv", table=SUMMARIES), f"{RESULTS}/summary/findings.txt"]
 
 
@@ -117,16 +118,17 @@ rule pages:
 
 
 rule paper:
-    """The PDF, by typst. Its numbers come from the summaries alone."""
+    """The report as PDF, by typst: of this preset, or of all whose results are committed. It reads the summaries alone."""
     input:
         SUMMARISED,
         expand(f"{FIGURES}/{{figure}}.{{kind}}", figure=TITLES, kind=["svg", "txt"]),
-        BENCHMARKS,
         TUNED,
-        ours("paper/paper.typ", "paper/references.bib", "rankcollapse/render/paper.py", "rankcollapse/render/text.py"),
+        BESIDE,
+        ours(*(f"paper/{name}" for name in ("paper.typ", "findings.yaml", "references.bib", "published.yaml"))),
+        ours(*(f"rankcollapse/render/{name}.py" for name in ("paper", "evidence", "findings", "text"))),
     output:
         report(
-            f"paper/{GRID.preset}/replication.pdf",
+            str(place(GRID.preset)),
             category="Paper",
             labels={"paper": "replication"},
             caption="../report/paper.rst",
@@ -145,10 +147,9 @@ RENDERED = [
     *rules.summarise.output,
     *expand(f"{FIGURES}/{{figure}}.{{kind}}", figure=TITLES, kind=["svg", "pdf", "txt"]),
     *rules.pages.output,
-    *rules.paper.output,
 ]
 # All of it is asked for, here and by `all`: Snakemake does not miss what no one asks for.
-SEALED = [*TABLES, *CHOSEN, *RENDERED]
+SEALED = [*TABLES, *CHOSEN, *RENDERED]  # but the report, in which other presets stand too
 
 
 rule seal:
@@ -171,4 +172,5 @@ rule render:
     """All that people read. Asked for by name it is made from the tables that are there, and nothing is trained."""
     input:
         RENDERED,
+        rules.paper.output,
         f"{RESULTS}/manifest.json",
