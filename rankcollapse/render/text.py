@@ -96,3 +96,9 @@ def shown(table: pd.DataFrame, names: dict) -> pd.DataFrame:
             tell = number if pd.api.types.is_float_dtype(values) else word
         made[column] = [*map(tell, *given)]
     return pd.DataFrame(made)
+
+
+def markdown(rows: list[list[str]]) -> list[str]:
+    """A table, its head first."""
+    head, *rows = [f"| {' | '.join(map(str, row))} |" for row in rows]
+    return [head, "|---" * (head.count(" | ") + 1) + "|", *rows]

@@ -16,6 +16,8 @@ SUMMARIES = [
     "claims",
 ]
 TITLES = titles()
+# The report sorts its lists by letter: numbers have one width, with a space as wide as a digit.
+LISTED = {name: title.rjust(len(title) + (title.index(".") < 2), "\u2007") for name, title in TITLES.items()}
 LOOKS = {
     "arms": {name: arm.model_dump(exclude={"run"}) for name, arm in GRID.arms.items()},
     "studies": {study.name: study.title or study.name for study in GRID.studies},
@@ -48,8 +50,7 @@ rule summarise:
         ours(*(f"rankcollapse/render/{name}.py" for name in ("summaries", "claims", "findings", "joined"))),
         ours(*(f"rankcollapse/render/{name}.py" for name in ("mediation", "tables", "text"))),
     output:
-        SUMMARISED[:-1],
-        report(SUMMARISED[-1], category="What holds", caption="../report/findings.rst"),
+        SUMMARISED,
         f"{RESULTS}/provenance.json",
     log:
         f"{RESULTS}/logs/summarise.log",
@@ -71,8 +72,8 @@ rule figure:
     output:
         svg=report(
             f"{FIGURES}/{{figure}}.svg",
-            category="Figures",
-            labels=lambda wildcards: {"figure": TITLES[wildcards.figure]},
+            category="2. Figures",
+            labels=lambda wildcards: {"figure": LISTED[wildcards.figure]},
             caption="../report/figure.rst",
         ),
         pdf=f"{FIGURES}/{{figure}}.pdf",
@@ -88,20 +89,27 @@ rule figure:
 
 
 rule pages:
-    """Each summary as a table of the HTML report; READMEs with the columns of all tables, and all figures."""
+    """READMEs with all claims, the columns of all tables, and all figures; the same as pages of the HTML report."""
     input:
         TABLES,
         SUMMARISED,
-        expand(f"{FIGURES}/{{figure}}.txt", figure=TITLES),
+        expand(f"{FIGURES}/{{figure}}.{{kind}}", figure=TITLES, kind=["svg", "txt"]),
         TUNED,
-        ours(*(f"rankcollapse/render/{name}" for name in ("pages.py", "text.py", "columns.yaml"))),
+        ours(*(f"rankcollapse/render/{name}.py" for name in ("pages", "questions", "findings", "text"))),
+        ours("rankcollapse/render/columns.yaml", "rankcollapse/render/pages.css"),
     output:
         f"{RESULTS}/README.md",
         f"{FIGURES}/README.md",
+        report(
+            f"{RESULTS}/pages/holds.html",
+            category="1. What holds",
+            labels={"page": "every question, its claims and their verdicts"},
+            caption="../report/holds.rst",
+        ),
         [
             report(
                 f"{RESULTS}/pages/{table}.html",
-                category="Tables",
+                category="3. Tables",
                 labels={"table": table},
                 caption="../report/table.rst",
             )
@@ -129,7 +137,7 @@ rule paper:
     output:
         report(
             str(place(GRID.preset)),
-            category="Paper",
+            category="4. Paper",
             labels={"paper": "replication"},
             caption="../report/paper.rst",
         ),
