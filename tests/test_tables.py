@@ -23,7 +23,7 @@ from rankcollapse.experiment.config import RunConfig, Settings, read
 from rankcollapse.experiment.identity import MEASURES as MEASURING
 from rankcollapse.experiment.identity import code, identity
 from rankcollapse.library.ranks import Spectrum
-from rankcollapse.render import claims, findings, pages, paper, readme, summaries, text
+from rankcollapse.render import claims, pages, paper, readme, summaries, text
 from rankcollapse.render import tables as tidy
 from rankcollapse.render.__main__ import main
 
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 QUICK = ROOT / "results" / "quick"
 KEYS = {"study": "cnn4", "dataset": "cifar10", "architecture": "cnn4"}
 LABELS = {arm: about["label"] for arm, about in read(ROOT / "config.yaml")["arms"].items()}
-STATED = ROOT / "paper" / "claims.yaml", ROOT / "paper" / "published.yaml"
+TEXTS = ROOT / "paper"
 
 
 # ---- numbers ----
@@ -99,7 +99,7 @@ def ends(ranks: pd.DataFrame) -> pd.DataFrame:
 def test_a_diverged_run_counts_in_accuracies_and_those_of_the_finished_stand_beside():
     made = runs(fa=[40, 50, float("nan"), 10]).assign(rate="as bp", learning_blocks=2)
     theirs = {"dataset": "cifar10", "architecture": "cnn4", "arm": "fa", "paper_percent": 1.4, "paper_source": "note"}
-    table, other = summaries.accuracy(pd.concat([made, runs(bp=[60])]), [theirs]).to_dict("records")
+    table, other = summaries.accuracy(pd.concat([made, runs(bp=[60])]), pd.DataFrame([theirs])).to_dict("records")
     assert (table["paper_percent"], np.isnan(other["paper_percent"])) == (1.4, True)
     assert (table["rate"], table["learning_blocks"]) == ("as bp", 2)
     assert (table["n"], table["planned"], table["diverged"], table["missing"]) == (3, 4, 1, 1)
@@ -422,32 +422,6 @@ def test_what_is_detectable_is_what_four_of_five_repetitions_show():
     assert np.mean(stats.ttest_1samp(often, 0, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.03)
 
 
-def test_the_findings_count_each_family_and_name_what_fails(one_sentence):
-    def row(verdict, said="", left="fa+muon", gain=3.21, frozen=None, family="What it says"):
-        about = {"statement": said, "left": left, "right": "fa", "study": "cnn4", "measure": "%"}
-        interval = {"difference": gain, "low": gain - 1.2, "high": gain + 1.2}
-        family = "depth utility" if frozen else family
-        known = "so" if verdict == "by construction" else None
-        return {"family": family, "verdict": verdict, "structural": known, "frozen": frozen, **interval, **about}
-
-    table = pd.DataFrame([
-        row("reproduced", "A"), row("reproduced", "B"), row("not reproduced", "C"),
-        row("explained by the control", "D"), row("inconclusive", "E"), row("by construction", "F"),
-        row("not tested", "G"), row("reproduced", "H", family="Why?"),
-        row("better", frozen="one", left="fa+bn"), row("worse", frozen="one", left="fa", gain=-2.34),
-        row("inconclusive", frozen="norm"),
-    ])  # fmt: skip
-    first, why, depth = findings.findings(table)
-    counts = (
-        "What it says: of 5 statements 2 reproduced, 1 not reproduced, 1 explained by the control, 1 inconclusive; "
-    )
-    one_sentence(first, f"{counts}1 more by construction; not reproduced: “C”; explained by the control: “D”.")
-    assert why == "Why? Of 1 statements 1 reproduced."
-    one_sentence(depth, "one 1 of 2 times", f"not {LABELS['fa']} in cnn4 −2.3, which loses to it", "norm 0 of 1 times")
-    assert LABELS["fa+bn"] not in depth
-    assert findings.findings(table[table["verdict"] == "not tested"]) == []
-
-
 # ---- cosines at the numerical floor ----
 
 
@@ -633,7 +607,7 @@ def test_provenance_tells_grids_apart_and_not_their_order_or_outcomes(grid, tmp_
 @pytest.mark.skipif(shutil.which("git") is None, reason="no git")
 def test_the_commit_is_marked_dirty_by_code_and_not_by_results(tmp_path):
     assert summaries.commit(tmp_path) is None
-    for path in ("code.py", "README.md", "results/quick/a.csv", "paper/quick/a.pdf", "paper/paper.typ"):
+    for path in ("code.py", "README.md", "results/quick/a.csv", "paper/a.pdf", "paper/paper.typ"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("1", encoding="utf-8")
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
@@ -641,40 +615,30 @@ def test_the_commit_is_marked_dirty_by_code_and_not_by_results(tmp_path):
         subprocess.run([*git, *words], cwd=tmp_path, check=True)
     head = summaries.commit(tmp_path)
     assert re.fullmatch("[0-9a-f]{40}", head)
-    for path in ("README.md", "results/quick/a.csv", "paper/quick/a.pdf", "new.py"):
+    for path in ("README.md", "results/quick/a.csv", "paper/a.pdf", "new.py"):
         (tmp_path / path).write_text("2", encoding="utf-8")
     assert summaries.commit(tmp_path) == head
     (tmp_path / "paper" / "paper.typ").write_text("2", encoding="utf-8")
     assert summaries.commit(tmp_path) == f"{head}-dirty"
 
 
-def test_the_readme_block_follows_the_claims_and_check_notices_a_change(tmp_path, monkeypatch, capsys):
-    depth = {"family": "depth utility", "relation": "greater"}
-    changes = [
-        {}, {"left": "kp"}, {"control": ["fa", "bp"], "statement": "y"}, {"structural": "so"}, {"relation": "greater"},
-        {**depth, "right": "frozen", "frozen": "one"}, {**depth, "right": "bp", "frozen": "two"},
-        {**depth, "right": "frozen+bn", "frozen": "one", "left": "fa+bn"},
-    ]  # fmt: skip
-    made = runs({"frozen+bn": [60, 10]}, fa=[40, 41, 42], bp=[60, 62, 61], frozen=[11, 13, 12])
-    table = settled({"runs": pd.concat([made, runs({"fa+bn": [70, 71]})])}, *changes)
-    quick, page = tmp_path / "results" / "quick", tmp_path / "README.md"
-    running, other = tmp_path / "docs" / "running.md", tmp_path / "docs" / "speed.md"
-    collect.write(quick / "summary" / "claims.csv", table, 8)
-    files.write_text(quick / "summary" / "findings.txt", "One, ü.\nTwo.\n")
-    files.write_json(quick / "provenance.json", {"device": ["CPU", "GPU"], "finished": "2026-01-02T03:04:05Z"})
-    files.write_text(page, f"before\n{blocks(tmp_path, 'claims')}after\n")
-    files.write_text(running, f"before\n{blocks(tmp_path, 'checks')}after\n")
-    files.write_text(other, f"before\n{blocks(tmp_path, 'speed')}after\n")
+def test_the_generated_blocks_follow_the_tables_and_check_notices_a_change(tmp_path, monkeypatch, capsys):
+    for name, page in readme.PAGES.items():
+        files.write_text(tmp_path / page, f"before\n{blocks(tmp_path, name)}after\n")
+    shutil.copytree(QUICK, tmp_path / "results" / "quick", ignore=shutil.ignore_patterns("tables"))
+    (tmp_path / "paper").symlink_to(TEXTS)
     monkeypatch.chdir(tmp_path)
     assert main(["readme", "--check"]) == 2
     assert main(["readme"]) == 0
-    content = page.read_text(encoding="utf-8")
-    assert content.startswith(f"before\n{readme.BEGIN.format('claims')}\nOne, ü. Two.\n")
-    assert "(CPU; GPU, 2026-01-02)" in content
-    assert content.endswith(f"{readme.END.format('claims')}\nafter\n")
-    survived = running.read_text(encoding="utf-8")
+    assert main(["readme", "--check"]) == 0
+    content = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert content.startswith(f"before\n{readme.BEGIN.format('findings')}\n**What the paper says**\n\n- *")
+    claims = pd.read_csv("results/quick/summary/claims.csv").set_index("id")
+    gain = claims.loc["muon-cnn"]
+    assert text.interval(gain["difference"], gain["low"], gain["high"]) in content
+    survived = (tmp_path / "docs" / "running.md").read_text(encoding="utf-8")
     assert survived.endswith(f"{readme.END.format('checks')}\nafter\n")
-    costs = other.read_text(encoding="utf-8")
+    costs = (tmp_path / "docs" / "speed.md").read_text(encoding="utf-8")
     assert costs.startswith(f"before\n{readme.BEGIN.format('speed')}\n**A, B**: ")
     for said in (
         "put 4 faults in the way of a small grid",
@@ -690,49 +654,33 @@ def test_the_readme_block_follows_the_claims_and_check_notices_a_change(tmp_path
         "| a start, s | ≤ 2.5 | 4.81 [4.70, 4.90] | 0 | 7 | ✗ NOT MET | import torch 1.8 s |\n",
     ):
         assert said in survived + costs
-    content = content.partition(readme.END.format("claims"))[0]
-    rows = [line.strip("| ").split(" | ") for line in content.splitlines() if line[:2] == "| "]
-    gain, p, four = "−20.0 [−22.5, −17.5]", 0.00083, 0.0025  # t = -20 √3 with 2 degrees of freedom; three are corrected
-    assert stats.t.sf(20 * np.sqrt(3), 2) * 2 == pytest.approx(p, abs=5e-6)
-    assert rows[1:] == [
-        ["x (ours)", gain, "–", "3", "tuned", f"{p}, {four}", "✓ reproduced"],
-        ["y (ours)", gain, gain, "3", "tuned", f"{p}, {four}", "○ explained by the control"],
-        ["x (ours)", gain, "–", "3", "tuned", f"{p}, –", "by construction: so"],
-        ["x (ours)", gain, "–", "3", "tuned", f"{p}, {four}", "✗ not reproduced"],
-        ["trained net", "frozen net", "what learns in it", "cnn4"],
-        [LABELS["fa"], LABELS["frozen"], "one", "29.0 [26.5, 31.5] ✓"],
-        [LABELS["fa"], LABELS["bp"], "two", f"{gain} ✗"],
-        [LABELS["fa+bn"], LABELS["frozen+bn"], "one", "40 [−290, 360] ~; n = 2 (1 diverged), finished alone 1: 10"],
-    ]
-    assert main(["readme", "--check"]) == 0
-    collect.write(quick / "summary" / "claims.csv", table.assign(p=0.5), 8)
+    collect.write(Path("results/quick/summary/claims.csv"), claims.reset_index().assign(difference=0.5), 8)
     assert main(["readme", "--check"]) == 2
     assert capsys.readouterr().err.endswith("run `make readme`\n")
 
 
-def test_the_paper_has_every_number_as_python_rounds_it_from_any_working_folder(committed, tmp_path, monkeypatch):
+def test_the_report_has_every_number_as_python_rounds_it(committed, tmp_path, monkeypatch):
     typst = pytest.importorskip("typst")
     monkeypatch.chdir(tmp_path)
-    names = {**PAGE_NAMES, "preset": "quick", "tuned": str(QUICK / "tuned.csv"), "benchmarks": ["bench.csv"]}
-    names |= {"figures": ["accuracy", "brand_new"], "labels": LABELS}
-    files.write_text("bench.csv", CHECKS["benchmarks/a-b/bench"])
-    for figure in names["figures"]:
-        files.write_text(f"figures/{figure}.svg", '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')
-        files.write_text(f"figures/{figure}.txt", f"Caption of {figure}.")
-    source = str(ROOT / "paper" / "paper.typ")
-    inputs = paper.inputs(names, committed, Path("figures"))
+    names = {**PAGE_NAMES, "tuned": str(QUICK / "tuned.csv"), "labels": LABELS, "datasets": {}}
+    for figure in ("accuracy", "tuning"):
+        files.write_text(
+            f"figures/quick/{figure}.svg", '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
+        )
+        files.write_text(f"figures/quick/{figure}.txt", f"Caption of {figure}.")
+    monkeypatch.setattr(paper, "drawn", lambda folder: ["accuracy", "tuning"])
+    inputs = paper.inputs(TEXTS, {"quick": names}, committed.parent)
     found = {
-        kind: typst.query(source, f"figure.where(kind: {kind})", sys_inputs=inputs, ignore_system_fonts=True)
+        kind: typst.query(str(TEXTS / "paper.typ"), f"figure.where(kind: {kind})", sys_inputs=inputs)
         for kind in ("image", "table")
     }
-    for figure in names["figures"]:
+    for figure in ("accuracy", "tuning"):
         assert found["image"].count(f"Caption of {figure}.") == 1
-    assert "import torch 1.8 s" in found["table"]
-    assert "bound not shown" not in found["table"]
+    made = json.loads(inputs["made"])["presets"]["quick"]
     for table, column in (("accuracy", "test_percent"), ("claims", "left_mean")):
-        for row in json.loads(inputs["made"])["tables"][table][:29]:
+        for row in made[table][:29]:
             assert row[column] in found["table"]
-    paper.paper(Path(source), names, committed, Path("figures"), Path("out.pdf"))
+    paper.paper(TEXTS, {"quick": names}, committed.parent, Path("out.pdf"))
     assert str(ROOT).encode() not in Path("out.pdf").read_bytes()
 
 
@@ -755,7 +703,7 @@ def committed(tmp_path_factory):
     out = tmp_path_factory.mktemp("project") / "quick"
     out.mkdir()
     (out / "tables").symlink_to(QUICK / "tables")
-    summaries.summarise(out, *STATED, "t")
+    summaries.summarise(out, TEXTS, "t")
     return out
 
 

@@ -3,7 +3,7 @@
 import difflib
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -201,14 +201,16 @@ def settle(claim: Claim, tables: Tables) -> dict:
     Its columns ending in _finished are the other reading of what diverged: as if those runs were not there.
     """
     sides, about = [claim.left, claim.right], claim.model_dump()
-    two, sound = (pairs(claim, *sides, tables, over) for over in (None, finished))
-    above = [_above(claim, pair, tables, over) for pair, over in ((two, None), (sound, finished))]
+    two = pairs(claim, *sides, tables)
+    gone = lost(claim, sides + claim.control if claim.beyond else sides, tables)
+    above = [_above(claim, two, tables, None)] * 2
+    if gone["diverged"]:
+        above[1] = _above(claim, pairs(claim, *sides, tables, finished), tables, finished)
     here, given = select(tables["runs"], study=claim.study, dataset=claim.dataset), claim.paper is not None
     row = {key: about[key] for key in ("id", "family", "statement", "source", "study", "dataset")} | claim.quantity
     row |= {key: about[key] for key in ("at", "left", "relation", "right", "frozen")}
     row["rates"] = "; ".join(here.loc[here["arm"].isin(sides), "rate"].drop_duplicates())
-    took_part = sides + claim.control if claim.beyond else sides
-    row |= {"left_mean": two["left"].mean(), "right_mean": two["right"].mean()} | lost(claim, took_part, tables)
+    row |= {"left_mean": two["left"].mean(), "right_mean": two["right"].mean()} | gone
     for ending, difference in zip(("", "_finished"), above, strict=True):
         row |= dict(zip([f"{column}{ending}" for column in READING], reading(difference), strict=True))
         told = len(difference) > 1 and difference.sem() > 0
@@ -251,11 +253,24 @@ def verdict(row: pd.Series) -> str:
 
 def settled(claims: list[Claim], tables: Tables) -> pd.DataFrame:
     """claims.csv: a row per claim on a study that is there, with p-values corrected over its family and the verdict."""
-    rows = [settle(claim, tables) for claim in claims]
-    table = pd.DataFrame(rows, columns=[*rows[0]])
-    table = table[table["study"].isin(tables["runs"]["study"])]
+    elsewhere = known_studies() - {*tables["runs"]["study"]}
+    here = [claim for claim in claims if claim.study not in elsewhere]
+    rows = [settle(claim, mine) for claim, mine in zip(here, _of_arms(here, tables), strict=True)]
+    table = pd.DataFrame(rows, columns=[*settle(claims[0], tables)])
     for p in ("p", "p_finished"):
         counted = table[p].mask(table["structural"].notna())
         corrected = counted.groupby(table["family"]).transform(holm)
         table.insert(table.columns.get_loc(p) + 1, p.replace("p", "p_holm", 1), corrected)
-    return table.assign(verdict=table.apply(verdict, axis=1))
+    verdicts = [verdict(row) for _, row in table.iterrows()]
+    return table.assign(verdict=pd.Series(verdicts, index=table.index, dtype=str))
+
+
+def _of_arms(claims: list[Claim], tables: Tables) -> Iterator[Tables]:
+    """For each claim the large tables' rows of its own arms: most of the time would go into looking for them."""
+    large = {name: tables[name] for name in ("ranks", "alignment") if name in tables}
+    parts = {name: dict([*table.groupby(["study", "dataset", "arm"], sort=False)]) for name, table in large.items()}
+    for claim in claims:
+        sides = dict.fromkeys([claim.left, claim.right, *(claim.control or [])])
+        keys = [(claim.study, claim.dataset, side) for side in sides]
+        some = {name: [part[key] for key in keys if key in part] for name, part in parts.items()}
+        yield tables | {name: pd.concat([large[name][:0], *rows]) for name, rows in some.items()}

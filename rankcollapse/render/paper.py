@@ -76,13 +76,13 @@ def pictures(presets: dict[str, dict], folder: Path = Path("figures")) -> dict[s
     return found
 
 
-def paper(texts: Path, presets: dict[str, dict], results: Path, out: Path) -> None:
-    """Write the report: `presets` has of each what things are called in it."""
+def inputs(texts: Path, presets: dict[str, dict], results: Path) -> dict[str, str]:
+    """What the report is made of, as JSON, by name."""
     labels = next(iter(presets.values()))["labels"]
     theirs = published(texts)
     parts = {preset: tables(results / preset, names) for preset, names in presets.items()}
     made = {
-        "title": next(iter(presets.values()))["title"] if len(presets) == 1 else "All committed results",
+        "title": parts[next(iter(parts))]["title"] if len(parts) == 1 else "All committed results",
         "finished": max(part["finished"] for part in parts.values()),
         "nothing": NOTHING,
         "said": findings(read_findings(texts / "findings.yaml"), evidence({name: results / name for name in presets})),
@@ -90,5 +90,10 @@ def paper(texts: Path, presets: dict[str, dict], results: Path, out: Path) -> No
         "figures": pictures(presets),
         "published": theirs.assign(arm=theirs["arm"].replace(labels)).astype(str).to_dict("records"),
     }
-    text = str(texts / "paper.typ")
-    files.write_bytes(out, typst.compile(text, sys_inputs={"made": json.dumps(made)}, ignore_system_fonts=True))
+    return {"made": json.dumps(made)}
+
+
+def paper(texts: Path, presets: dict[str, dict], results: Path, out: Path) -> None:
+    """Write the report: `presets` has of each what things are called in it."""
+    made = inputs(texts, presets, results)
+    files.write_bytes(out, typst.compile(str(texts / "paper.typ"), sys_inputs=made, ignore_system_fonts=True))

@@ -12,7 +12,7 @@ HEAD = ["statement (source)", "left − right", "control", "n", "p (Holm)", "ver
 def questions(claims: pd.DataFrame) -> dict[str, list[list[str]]]:
     """A table by question, its head first, of claims.csv as `shown` has it. That of depth utility is the last."""
     found = {}
-    for row in claims[claims["family"] != DEPTH].itertuples():
+    for row in claims[(claims["family"] != DEPTH) & (claims["verdict"] != "not tested")].itertuples():
         difference = row.difference
         if row.difference_finished != row.difference:
             difference += f"; finished runs alone: {row.difference_finished}"

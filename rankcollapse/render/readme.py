@@ -29,7 +29,9 @@ def found(texts: Path) -> list[str]:
     for head, names in TOLD.items():
         missing = [name for name in names if name not in said]
         if missing:
-            raise InputError(f"{texts / 'findings.yaml'}: no case of {missing[0]!r} holds; the README needs one that does")
+            raise InputError(
+                f"{texts / 'findings.yaml'}: no case of {missing[0]!r} holds; the README needs one that does"
+            )
         opened = [said[name].partition(". ") for name in names]
         lines += [f"**{head}**\n", *(f"- *{first}.* {rest}" for first, _, rest in opened), ""]
     return [*lines, said["runs"]]

@@ -30,7 +30,7 @@ GENERATED = [
     ":!README.md",
     ":!docs/speed.md",
     ":!docs/running.md",
-    ":(exclude,glob)paper/*/**",
+    ":(exclude,glob)paper/**/*.pdf",
 ]
 DIGITS = 8  # so many that nothing is rounded twice
 

@@ -27,7 +27,7 @@ def titles() -> dict[str, str]:
 
 
 def drawn(folder: Path) -> list[str]:
-    """The figures in order, but those in the folder that had nothing to draw."""
+    """The figures of the folder in order, but those that had nothing to draw."""
     captions = {name: folder / f"{name}.txt" for name in titles()}
-    empty = [name for name, path in captions.items() if path.exists() and NOTHING in path.read_text(encoding="utf-8")]
-    return [name for name in captions if name not in empty]
+    there = {name: path.read_text(encoding="utf-8") for name, path in captions.items() if path.exists()}
+    return [name for name, caption in there.items() if NOTHING not in caption]
