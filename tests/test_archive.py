@@ -67,3 +67,15 @@ def test_every_link_of_a_page_leads_somewhere(page):
             found = (page.parent / path).resolve() if path else page
             assert found.exists(), target
             assert not anchor or anchor in anchors(found), target
+
+
+def test_the_workflow_catalog_finds_what_it_looks_for():
+    """A Snakefile in the folder `workflow`, modules in .smk, two words in the README, and a mapping with known keys."""
+    assert (ROOT / "workflow/Snakefile").samefile(ROOT / "Snakefile")
+    assert [path.suffix for path in (ROOT / "workflow/rules").iterdir() if path.is_file()].count(".smk") >= 1
+    words = (ROOT / "README.md").read_text(encoding="utf-8").lower()
+    assert {word for word in ("snakemake", "workflow") if word not in words} == set()
+    usage = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text(encoding="utf-8"))["usage"]
+    assert {*usage} == {"mandatory-flags", "software-stack-deployment", "report"}
+    assert {*usage["mandatory-flags"]} == {"desc", "flags"}
+    assert all(isinstance(says, bool) for says in (usage["report"], *usage["software-stack-deployment"].values()))

@@ -3,6 +3,7 @@
 On tables and run folders made by hand, and on the committed tables of results/quick against arithmetic done here.
 """
 
+import base64
 import gzip
 import json
 import math
@@ -23,7 +24,7 @@ from rankcollapse.experiment.config import RunConfig, Settings, read
 from rankcollapse.experiment.identity import MEASURES as MEASURING
 from rankcollapse.experiment.identity import code, identity
 from rankcollapse.library.ranks import Spectrum
-from rankcollapse.render import claims, pages, paper, readme, summaries, text
+from rankcollapse.render import claims, pages, paper, questions, readme, summaries, text
 from rankcollapse.render import tables as tidy
 from rankcollapse.render.__main__ import main
 
@@ -585,6 +586,58 @@ def test_every_column_of_the_committed_tables_has_a_meaning(committed):
         assert all(pages.meaning(column) for column in tidy.read(path))
     with pytest.raises(InputError, match="'nonsense' has no meaning"):
         pages.meaning("nonsense_mean")
+
+
+def test_the_readme_of_tables_opens_on_every_claim_of_every_question(committed):
+    names, table = {**PAGE_NAMES, "labels": LABELS}, pd.read_csv(committed / "summary" / "claims.csv")
+    asked = questions.questions(text.shown(tidy.read(committed / "summary" / "claims.csv"), names))
+    content = pages.of_tables(committed, QUICK / "tuned.csv", asked, names)
+    head, rest = content.split("\n# Tables\n")
+    assert head.startswith("# What holds: Größe\n")
+    assert {"## [tables/runs.csv](tables/runs.csv)", "| `step` | optimiser steps done |"} <= {*rest.splitlines()}
+    sections = dict(part.split("\n", 1) for part in head.split("\n## ")[1:])
+    assert [*sections] == [*table.loc[table["family"] != claims.DEPTH, "family"].unique(), "Depth utility"]
+    for family, rows in table[table["family"] != claims.DEPTH].groupby("family"):
+        lines = [line.strip("| ").split(" | ") for line in sections[family].splitlines() if line][2:]
+        assert [line[0] for line in lines] == [*(rows["statement"] + " (" + rows["source"] + ")")]
+        assert [line[3].split()[0] for line in lines] == [*rows["n"].astype(str)]
+        assert [line[-1].split(":")[0] for line in lines] == [*map(text.word, rows["verdict"])]
+    assert f"| {LABELS['fa']} | {LABELS['frozen']} |" in sections["Depth utility"]
+
+
+def test_a_claim_is_shown_with_its_control_and_what_diverged_and_its_p_after_correction():
+    table = runs(fa=[40, 41, 42, 10], bp=[60, 62, 61, 63], kp=[30, 31, 35, 10])
+    asked = questions.questions(
+        text.shown(settled({"runs": table}, {"control": ["kp", "bp"]}, {"structural": "so"}), {})
+    )
+    (_, row, sure), *others = asked.values()
+    assert others == []
+    theirs = stats.ttest_rel([30, 31, 35, 10], [60, 62, 61, 63])
+    low, high = theirs.confidence_interval(0.95)
+    assert row[2:4] == [f"{text.interval(-34.875 + -0.125, low, high)}, n = 4 (1 diverged)", "4 (1 diverged)"]
+    assert row[1].endswith("; finished runs alone: −20.0 [−22.5, −17.5]")
+    p = stats.ttest_rel([40, 41, 42, 10], [60, 62, 61, 63]).pvalue
+    assert row[4] == f"{text.chance(p)} ({text.chance(p)})"
+    assert sure[4:] == [f"{text.chance(p)} (–)", "by construction: so"]
+
+
+def test_the_pages_have_figures_with_a_link_to_their_scripts_and_open_on_the_first(tmp_path):
+    names = {**PAGE_NAMES, "figures": ["curves", "depth"], "titles": {"curves": "1. A < B", "depth": "2. Second"}}
+    for name in names["figures"]:
+        caption = f"{name} < all. Drawn by rankcollapse/render/figures/{name}.py."
+        files.write_text(tmp_path / "figures" / f"{name}.txt", caption)
+        files.write_text(tmp_path / "figures" / f"{name}.svg", f"<svg>{name}</svg>")
+    files.write_text(tmp_path / "summary" / "findings.txt", "One < two.\nTwo.\n")
+    gallery = pages.of_figures(tmp_path / "figures", names)
+    for target in re.findall(r"Drawn by \[.*\]\((.*)\)\.", gallery):
+        assert (ROOT / "figures" / "quick" / target).resolve().is_file()
+    assert len(re.findall(r"Drawn by \[", gallery)) == 2
+    page = pages.holds(tmp_path, tmp_path / "figures", {"Is it so?": [["statement"], ["a < b"]]}, names)
+    assert "<li>One &lt; two.<li>Two.</ul>" in page
+    assert base64.b64encode(b"<svg>curves</svg>").decode() in page
+    assert base64.b64encode(b"<svg>depth</svg>").decode() not in page
+    assert "<b>1. A &lt; B</b> curves &lt; all." in page
+    assert page.index("Is it so?") < page.index("<td>a &lt; b</td>")
 
 
 def test_provenance_tells_grids_apart_and_not_their_order_or_outcomes(grid, tmp_path):

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from rankcollapse.experiment import files
 from rankcollapse.library import processor
-from rankcollapse.render.figures import titles
+from rankcollapse.render.figures import drawn, titles
 
 ROOT = Path(__file__).parents[1]
 FIGURES = list(titles())
@@ -495,13 +495,16 @@ def test_the_lock_of_a_dead_snakemake_goes_and_that_of_a_live_one_stays(edited):
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-# Shows every figure of the report as a picture and writes the path of each that the browser could draw into the page.
+# Shows every figure of the report as a picture and writes into the page the path of each that the browser could draw,
+# and the labels of all in the order in which the report lists them.
 SHOW = """<script>window.addEventListener("load", () => {
   for (const [path, result] of Object.entries(results)) if (path.endsWith(".svg")) {
     const picture = new Image();
     picture.onload = () => document.body.append(`drawn ${path} ${picture.naturalWidth > 100}; `);
     picture.src = result.data_uri;
   }
+  const figures = Object.values(results).flatMap((result) => result.labels.figure ?? []);
+  document.body.append(`listed ${figures.sort((a, b) => a.localeCompare(b)).join("; ")};`);
 })</script>"""
 
 
@@ -517,18 +520,28 @@ def test_the_report_holds_every_figure_with_its_caption(report, project):
         assert f"{name}.svg" in text
         caption = (project / f"figures/tiny/{name}.txt").read_text(encoding="utf-8").split(";")[0].split("(")[0].strip()
         assert json.dumps(caption)[1:-1] in text
-    for name in ("accuracy", "ranks", "alignment", "norms", "cost", "claims", "tuned"):
+    for name in ("holds", "accuracy", "ranks", "alignment", "norms", "cost", "claims", "tuned"):
         assert f"results/tiny/pages/{name}.html" in text
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-def test_the_report_opens_in_a_browser_without_a_network_and_shows_every_figure(report, tmp_path):
+def test_the_report_opens_on_what_holds_in_a_browser_without_a_network_and_shows_every_figure(
+    report, project, tmp_path
+):
     page = tmp_path / "report.html"
     page.write_text(report.read_text(encoding="utf-8") + SHOW, encoding="utf-8")
     flags = "--headless --no-sandbox --disable-gpu --disable-background-networking --virtual-time-budget=20000"
     closed = ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}"]
     command = [CHROMIUM, *flags.split(), *closed, "--dump-dom", page.as_uri()]
     text = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
-    assert "Tables" in text
+    shown = text.partition('<div id="app">')[2].partition("<script")[0]
+    places = [shown.index(f">{name}</span>") for name in ("1. What holds", "2. Figures", "3. Tables", "4. Paper")]
+    assert places == sorted(places)
+    first = drawn(project / "figures/tiny")[0]
+    assert f'<img alt="{titles()[first]}" src="data:image/svg+xml;base64,' in shown
+    assert 'class="dataframe"' in shown, "every question has its table"
+    assert '<div id="rulegraph"' not in shown, "it opens on what holds, not on the graph of rules"
+    listed = text.rpartition("listed ")[2].replace("\u2007", "")
+    assert listed.startswith("; ".join(titles().values()))
     for name in FIGURES:
         assert f"drawn figures/tiny/{name}.svg true" in text
