@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 VERSION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
 HELD = """README.md LICENSE CITATION.cff docs/running.md paper/paper.typ paper/references.bib paper/claims.yaml
-paper/published.yaml paper/quick/replication.pdf figures/quick/README.md figures/quick/accuracy.svg
+paper/published.yaml paper/replication.pdf figures/quick/README.md figures/quick/accuracy.svg
 results/quick/tables/runs.csv results/quick/tables/ranks.csv.gz results/quick/summary/claims.csv results/quick/tuned.csv
 results/quick/provenance.json results/quick/manifest.json""".split()  # noqa: SIM905
 

@@ -1,6 +1,6 @@
 # The third stage: from the tables alone to summaries, claims, figures, pages and the paper.
 from rankcollapse.render.figures import titles
-from rankcollapse.render.together import beside, place
+from rankcollapse.render.together import COMMITTED, beside, place
 
 SUMMARIES = [
     "accuracy",
@@ -46,9 +46,9 @@ rule summarise:
     """Mean, standard deviation and n over seeds, a verdict on each claim, and the record of what they stand on."""
     input:
         TABLES,
-        ours("paper/published.yaml", "paper/claims.yaml", "config.yaml"),
-        ours(*(f"rankcollapse/render/{name}.py" for name in ("summaries", "claims", "findings", "joined"))),
-        ours(*(f"rankcollapse/render/{name}.py" for name in ("mediation", "tables", "text"))),
+        ours("paper/published.yaml", "paper/claims.yaml", "paper/findings.yaml", "config.yaml"),
+        ours(*(f"rankcollapse/render/{name}.py" for name in ("summaries", "claims", "evidence", "findings"))),
+        ours(*(f"rankcollapse/render/{name}.py" for name in ("joined", "mediation", "tables", "text"))),
     output:
         SUMMARISED,
         f"{RESULTS}/provenance.json",
@@ -157,7 +157,9 @@ RENDERED = [
     *rules.pages.output,
 ]
 # All of it is asked for, here and by `all`: Snakemake does not miss what no one asks for.
-SEALED = [*TABLES, *CHOSEN, *RENDERED]  # but the report, in which other presets stand too
+SEALED = [*TABLES, *CHOSEN, *RENDERED]
+if GRID.preset not in COMMITTED:  # whose report has other presets in it, and is theirs as well
+    SEALED += rules.paper.output
 
 
 rule seal:
