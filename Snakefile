@@ -3,7 +3,7 @@
 # render reads those alone: `snakemake render` trains nothing.
 from snakemake.utils import min_version
 
-min_version("9.0")
+min_version("9.27")
 
 
 configfile: f"{workflow.basedir}/config.yaml"

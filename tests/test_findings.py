@@ -74,7 +74,10 @@ def test_every_name_in_the_committed_sentences_exists_in_some_preset():
         ]
         names |= {f"{preset}/count/{family}/{verdict}" for family in families for verdict in verdicts}
         names |= {f"{preset}/heldout/{each}/{net}" for each in PREDICTORS for net in ("cnn4", "resnet18", "mlp")}
-        names |= {f"{preset}/runs/{each}" for each in ("planned", "diverged", "missing", "core hours")}
+        names |= {
+            f"{preset}/runs/{each}"
+            for each in ("planned", "finished", "diverged", "missing", "core hours", "device", "precision")
+        }
     used = {name for cases in findings.read_findings(STATED).values() for case in cases for name in case.named()}
     assert {name for name in used if name not in names and re.sub(r"\.\w+$", "", name) not in names} == set()
 

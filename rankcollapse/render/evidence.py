@@ -51,7 +51,7 @@ def _claims(found: Evidence, preset: str, claims: pd.DataFrame) -> None:
     claims = claims[claims["verdict"] != "not tested"]
     for raw, text in zip(claims.to_dict("records"), shown(claims, {}).to_dict("records"), strict=True):
         found.add(f"{preset}/{raw['id']}", raw["verdict"], text["difference"])
-        for column, words in text.items():
+        for column, words in {**text, "verdict": raw["verdict"]}.items():  # in words, without a mark
             found.add(f"{preset}/{raw['id']}.{column}", raw[column], words)
     for family, rows in claims[claims["structural"].isna()].groupby("family"):
         found.add(f"{preset}/count/{family}/all", len(rows))
@@ -86,7 +86,7 @@ def _correlation(value: float, low: float, high: float) -> str:
 
 def _runs(found: Evidence, preset: str, folder: Path) -> None:
     about = config.read(folder / "provenance.json")
-    for outcome, count in {"diverged": 0, "missing": 0, **about["runs"]}.items():
+    for outcome, count in {"finished": 0, "diverged": 0, "missing": 0, **about["runs"]}.items():
         found.add(f"{preset}/runs/{outcome}", count)
     found.add(f"{preset}/runs/core hours", about["run_seconds"] / 3600, number(about["run_seconds"] / 3600))
     for key in ("device", "precision", "finished"):

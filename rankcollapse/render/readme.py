@@ -32,8 +32,12 @@ def found(texts: Path) -> list[str]:
             raise InputError(
                 f"{texts / 'findings.yaml'}: no case of {missing[0]!r} holds; the README needs one that does"
             )
-        opened = [said[name].partition(". ") for name in names]
-        lines += [f"**{head}**\n", *(f"- *{first}.* {rest}" for first, _, rest in opened), ""]
+        opened = [said[name].removesuffix(".").partition(". ") for name in names]
+        lines += [
+            f"### {head}\n",
+            *(f"- **{first}.** {rest}{'.' * bool(rest)}".rstrip() for first, _, rest in opened),
+            "",
+        ]
     return [*lines, said["runs"]]
 
 
