@@ -45,6 +45,6 @@ def caption(table):
         values = [f"{over(values)} with {k:.0f}" for k, values in mine.groupby("k")["test_accuracy"]]
         parts.append(f"{arm} {', '.join(values) or over(mine['test_accuracy'])}")
     return (
-        f"Test accuracy over the number of blocks that learn, counted from the classifier, which learns alone at 0. "
-        f"Horizontal: no hidden weight learns, but all norm parameters do. {drawing.first(table, OVER)['panel'].iloc[0]}: {'; '.join(parts)}."
+        f"Test accuracy over the number of blocks that learn, from the classifier alone (0) up. Horizontal: no hidden "
+        f"weight learns, but norm parameters do. {drawing.first(table, OVER)['panel'].iloc[0]}: {'; '.join(parts)}."
     )

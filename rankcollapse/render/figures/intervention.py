@@ -44,6 +44,6 @@ def caption(table):
         for arm, part in arms
     ]
     return (
-        f"Test accuracy over the effective rank of an update at the end of training, in logarithms, a mean over hidden "
-        f"layers. Grey joins BP and what is cut from it. {drawing.first(table, OVER)['panel'].iloc[0]}, in %: {'; '.join(values)}."
+        f"Test accuracy over the effective rank of an update after training, geometric mean over hidden layers. Grey "
+        f"joins BP and cuts of it. {drawing.first(table, OVER)['panel'].iloc[0]}, in %: {'; '.join(values)}."
     )

@@ -46,6 +46,6 @@ def draw(table, looks):
 
 def caption(table):
     return (
-        f"Effective rank when a run's training loss, in nats, first reached a value, as far as all finished seeds did; of "
-        f"gradients {drawing.MEASURES['entropy_s2']}, of errors, activations and updates {drawing.MEASURES['entropy_s']}."
+        f"Effective rank at the training loss, in nats, that a run first reached, as far as all finished seeds did: "
+        f"{drawing.MEASURES['entropy_s2']} of gradients, {drawing.MEASURES['entropy_s']} of all else."
     )
