@@ -14,7 +14,7 @@ from scipy import stats
 
 from rankcollapse.render import drawing
 from rankcollapse.render import tables as tidy
-from rankcollapse.render.figures import accuracy_vs_rank, drawn, titles
+from rankcollapse.render.figures import accuracy_vs_rank, drawn, feedback, interaction, titles, updates
 from rankcollapse.render.joined import heldout, joined
 from rankcollapse.render.text import interval, number, over
 
@@ -172,6 +172,10 @@ def colour(arm: str) -> str:
     return mpl.colors.to_hex(LOOKS["arms"][arm]["colour"])
 
 
+FROZEN_NETS = drawing.GROUPS[drawing.FROZEN][0]  # one look for all of them
+DIALS = [look[0] for look in updates.DIALS.values()]
+
+
 def drawn_lines(axes) -> dict[str, np.ndarray]:
     """By colour the xy of the lines with more than one point."""
     found = {}
@@ -289,9 +293,12 @@ def test_finished_runs_are_points_beside_rank_and_diverged_ones_crosses_and_an_a
     ranks = ranks.query("scope == 'cumulative'")[["arm", "seed", "entropy_s2"]]
     runs = runs.merge(ranks).query("outcome == 'finished' and arm in @arms")
     points = drawn_points(axes)
-    assert points.keys() == {colour(arm) for arm in arms}
+    assert points.keys() == {FROZEN_NETS, *map(colour, LEARNING)}
     assert crosses(axes) == [colour("fa")]
-    for arm in arms:
+    np.testing.assert_allclose(
+        np.sort(points[FROZEN_NETS][:, 1]), np.sort(runs[runs["arm"].isin(FROZEN.keys())]["percent"])
+    )
+    for arm in arms - FROZEN.keys():
         mine = runs[runs["arm"] == arm]
         np.testing.assert_allclose(
             points[colour(arm)][: len(mine)], np.stack([np.log2(mine["entropy_s2"]), mine["percent"]], 1)
@@ -304,8 +311,9 @@ def test_finished_runs_are_points_beside_rank_and_diverged_ones_crosses_and_an_a
         {"entropy_s2": lambda r: np.log(r).mean(), "percent": "mean"}
     )
     rho = f"{means.corr().iloc[0, 1]:.2f}".replace("-", "−")
-    assert f"A net, CIFAR-10, between {rho} [" in caption
-    assert f"(ρ = {rho}" in made.get_suptitle().replace(",\n", "")
+    assert f"A net, CIFAR-10, ρ = {rho} [" in caption
+    assert axes.get_title().startswith(f"ρ = {rho} between, ")
+    assert "\n" not in made.get_suptitle()
 
 
 # ---- means with intervals ----
@@ -360,16 +368,17 @@ def test_an_arm_stands_above_its_frozen_net_and_a_diverged_run_counts(draw):
     at = {arm: rows.index(arm.upper()) for arm in ("bp", "fa", "fa+bn", "fa+muon", "bp+muon")}
     assert len(rows) == len(at)
     wanted = of(tables, "plain", **{re.sub(r"\W", "_", arm): row - 0.18 for arm, row in at.items()})
-    check(dots(axes), wanted | of(tables, "plain", frozen_bn=at["fa+bn"] + 0.18))
+    (frozen,) = of(tables, "plain", frozen_bn=at["fa+bn"] + 0.18).values()
+    check(dots(axes), wanted | {(FROZEN_NETS, round(at["fa+bn"] + 0.18, 6)): frozen})
     assert crosses(axes) == [colour("fa")]
     texts = {round(text.get_position()[1]): text.get_text() for text in axes.texts}
     halves = [drawing.shortly(*wanted[colour("fa+bn"), round(at["fa+bn"] - 0.18, 6)])]
-    halves += [drawing.shortly(*of(tables, "plain", frozen_bn=0)[colour("frozen+bn"), 0])]
-    assert texts[at["fa+bn"]] == " | ".join(halves)
+    assert texts[at["fa+bn"]] == " | ".join([*halves, drawing.shortly(*frozen)])
+    assert texts[at["fa+muon"]].endswith(" | –")
     fa = 100 * tables["runs"].query("study == 'plain' and arm == 'fa'")["test_accuracy"]
     assert f"{over(fa)} under FA" in caption
     assert "a diverged one with the accuracy that it ended with: n = 3 an arm" in caption
-    assert [text.get_text() for text in made.legends[0].texts] == ["FROZEN+BN", "diverged"]
+    assert [text.get_text() for text in made.legends[0].texts] == [f"{drawing.FROZEN} (second number)", "diverged"]
 
 
 def test_a_grid_without_frozen_nets_has_its_accuracies_alone(draw):
@@ -457,22 +466,25 @@ def test_the_dials_of_updates_are_at_their_rates_beside_sgds_direction(draw):
     tables = tables_of({("fa+top1", 0): "diverged"})
     made, caption = draw("updates", tables)
     (axes,) = panels(made)
-    places = {"fa_top1": 0, "fa_top1_same": 0, "fa_top1_unit": 0, "fa_top5": 2, "fa_top5_same": 2, "fa_top5_unit": 2}
-    check(dots(axes), of(tables, "hidden", **places, fa_polar=4, fa_polar_same=4))
-    assert crosses(axes) == [colour("fa+top1")]
+    places = {"fa+top1": 0, "fa+top1-same": 0, "fa+top1-unit": 0, "fa+top5": 2, "fa+top5-same": 2, "fa+top5-unit": 2}
+    wanted = {}
+    for arm, place in {**places, "fa+polar": 4, "fa+polar-same": 4}.items():
+        dial = 2 if arm.endswith("-unit") else arm.endswith("-same")
+        at = round(place + (-0.07, 0, 0.07)[dial], 6)
+        (wanted[DIALS[dial], at],) = of(tables, "hidden", **{re.sub(r"\W", "_", arm): 0}).values()
+    check(dots(axes), wanted)
+    assert crosses(axes) == [DIALS[0]]
     means = tables["runs"].query("study == 'hidden'").groupby("arm")["test_accuracy"].mean() * 100
-    dials = {line.get_linestyle(): line.get_ydata() for line in axes.lines if line.get_color() == "0.7"}
-    np.testing.assert_allclose(dials["-"], means[["fa+top1", "fa+top5", "fa+polar"]])
-    np.testing.assert_allclose(dials[":"], means[["fa+top1-same", "fa+top5-same", "fa+polar-same"]])
-    np.testing.assert_allclose(dials["--"], means[["fa+top1-unit", "fa+top5-unit", "fa+polar-same"]])
-    for arm, style in (("fa+frobenius", "-"), ("fa+frobenius-same", ":")):
-        (level,) = [line for line in axes.lines if mpl.colors.to_hex(line.get_color()) == colour(arm)]
-        np.testing.assert_allclose(level.get_ydata(), means[arm])
-        assert level.get_linestyle() == style
+    dials = {line.get_color(): line.get_ydata() for line in axes.lines if len(line.get_ydata()) == 3}
+    for own, ending, end in zip(DIALS, ("", "-same", "-unit"), ("", "-same", "-same"), strict=True):
+        arms = [f"fa+top1{ending}", f"fa+top5{ending}", f"fa+polar{end}"]
+        np.testing.assert_allclose(dials[own], means[arms])
+    levels = {line.get_color(): line.get_ydata() for line in axes.lines if len(line.get_ydata()) == 2}
+    for own, arm in zip(DIALS, ("fa+frobenius", "fa+frobenius-same"), strict=False):
+        np.testing.assert_allclose(levels[own], means[arm])
     pairs = ("fa+top1", "fa+polar"), ("fa+top1-same", "fa+polar-same"), ("fa+top1-unit", "fa+polar-same")
     tuned, same, unit = (interval(*sure(gain(tables, "hidden", *pair))) for pair in pairs)
-    title = f"Cut to one direction, in points: {tuned} at its own rate, {same} at Muon's, "
-    title += f"{unit} at Muon's and no larger for it"
+    title = f"Cut to one direction: ● {tuned}, ■ {same}, ▲ {unit} points"
     assert made.get_suptitle() == title
     assert title in caption
 
@@ -488,13 +500,14 @@ def test_accuracy_and_the_rank_of_the_error_go_over_the_rank_of_b(draw):
     tables = tables_of()
     made, caption = draw("feedback", tables)
     left, right = panels(made)
-    places = {"fa_rank1": 0, "fa_rank10": 3, "fa": 4, "fa_orthogonal": 4}
-    check(dots(left), of(tables, "hidden", **places))
+    random, orthogonal = (look[0] for look in feedback.LAWS.values())
+    places = {"fa-rank1": (random, 0), "fa-rank10": (random, 3), "fa": (random, 4), "fa-orthogonal": (orthogonal, 4.12)}
+    accuracies = tables["runs"].query("study == 'hidden'").groupby("arm")["test_accuracy"]
+    check(dots(left), {place: sure(100 * accuracies.get_group(arm)) for arm, place in places.items()})
     ranks = tables["ranks"].query("study == 'hidden' and quantity == 'error' and scope == 'pooled' and step == 20")
     ranks = ranks[ranks["layer"] != "head"]
     runs = np.exp(np.log(ranks["entropy_s"]).groupby([ranks["arm"], ranks["seed"]]).mean())
-    names = {arm.replace("-", "_"): arm for arm in runs.index.get_level_values("arm")}
-    check(dots(right), {(colour(names[arm]), at): sure(runs[names[arm]]) for arm, at in places.items()})
+    check(dots(right), {place: sure(runs[arm]) for arm, place in places.items()})
     less = interval(*sure(gain(tables, "hidden", "fa-rank1", "fa")))
     assert (
         f"test accuracy, % {less}, effective rank of the error {interval(*sure(runs['fa-rank1'] - runs['fa']))}"
@@ -506,9 +519,11 @@ def test_gains_under_fa_stand_above_those_under_bp(draw):
     tables = tables_of()
     made, caption = draw("interaction", tables)
     (axes,) = panels(made)
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["Muon", "normalisation", "both"]
-    gains = {("fa+muon", -0.15): "fa", ("bp+muon", 0.15): "bp", ("fa+bn", 0.85): "fa"}
-    check(dots(axes), {(colour(arm), at): sure(gain(tables, "plain", arm, base)) for (arm, at), base in gains.items()})
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["Muon", "batch norm", "both"]
+    fa, bp = (look[0] for look in interaction.RULES.values())
+    gains = {(fa, -0.15): ("fa+muon", "fa"), (bp, 0.15): ("bp+muon", "bp"), (fa, 0.85): ("fa+bn", "fa")}
+    check(dots(axes), {place: sure(gain(tables, "plain", *pair)) for place, pair in gains.items()})
+    assert [text.get_text().split(" | ")[1] for text in axes.texts][1:] == ["–", "–"]
     assert f"BP+MUON {interval(*sure(gain(tables, 'plain', 'bp+muon', 'bp')))}" in caption
 
 
@@ -536,14 +551,14 @@ def test_the_summary_has_a_panel_for_all_that_the_preset_has_data_for(draw, tmp_
     made, caption = draw("summary", tables)
     titles = [axes.get_title(loc="left") for axes in panels(made)]
     assert titles == [
-        "The paper's numbers and ours",
-        "Accuracy and rank",
-        "Rank at one size",
-        "What tells the accuracy of another net",
+        "The paper's accuracies and ours",
+        "Accuracy over the rank of gradients",
+        "Accuracy over the rank of updates",
+        "What foretells a new net's gains?",
     ]
     headline, _, dials, told = panels(made)
     check(dots(headline), of(tables, "resnet18", fa=0, fa_bn=1, fa_muon=2, fa_both=3))
-    assert (colour("fa+top1"), 0) in dots(dials)
+    assert (DIALS[0], -0.07) in dots(dials)
     loaded = tidy.load(tmp_path / "tables")
     rows = heldout(joined(loaded), loaded["runs"])
     found = np.concatenate([marks.get_offsets()[:, 0] for marks in told.collections])
@@ -551,7 +566,7 @@ def test_the_summary_has_a_panel_for_all_that_the_preset_has_data_for(draw, tmp_
     assert "Cut to one direction" in caption
     less = {name: table.query("study in ('plain', 'changed')") for name, table in tables.items()}
     made, caption = draw("summary", less)
-    assert [axes.get_title(loc="left") for axes in panels(made)] == ["Accuracy and rank"]
+    assert [axes.get_title(loc="left") for axes in panels(made)] == ["Accuracy over the rank of gradients"]
     assert "one direction" not in caption
 
 
@@ -561,14 +576,10 @@ UP, NO, DOWN = (0.5, 0.3, 0.7), (0.1, -0.1, 0.3), (-0.5, -0.7, -0.3)  # a correl
 @pytest.mark.parametrize(
     ("between", "within", "words"),
     [
-        ([UP], [NO], ("goes with rank (ρ = 0.50)", "does not (ρ = 0.10)")),
-        ([NO], [UP], ("does not go with rank (ρ = 0.10)", "does (ρ = 0.50)")),
-        ([DOWN], [DOWN], ("goes against rank (ρ = −0.50)", "goes against it (ρ = −0.50)")),
-        (
-            [UP, NO],
-            [NO, DOWN],
-            ("goes with rank in 1 of 2 nets (ρ = 0.50, 0.10)", "goes against it in 1 of 2 nets (ρ = 0.10, −0.50)"),
-        ),
+        ([UP], [NO], ("goes with rank", "does not")),
+        ([NO], [UP], ("does not go with rank", "goes with it")),
+        ([DOWN], [DOWN], ("goes against rank", "goes against it")),
+        ([UP, NO], [NO, DOWN], ("goes with rank in 1 of 2 nets", "goes against it in 1 of 2 nets")),
     ],
 )
 def test_the_finding_is_worded_by_the_signs_of_intervals_that_exclude_0(between, within, words, monkeypatch):
@@ -579,7 +590,7 @@ def test_the_finding_is_worded_by_the_signs_of_intervals_that_exclude_0(between,
         for net in range(len(between))
     ]
     monkeypatch.setattr(accuracy_vs_rank, "found", lambda table: dict(enumerate(nets)))
-    said = f"Between arms accuracy {words[0]},\nwithin arms it {words[1]}"
+    said = f"Between algorithms accuracy {words[0]}, within one it {words[1]}"
     assert accuracy_vs_rank.finding(None) == said
 
 
@@ -587,7 +598,9 @@ def test_an_arm_that_its_study_does_not_show_is_in_no_figure_that_does_not_ask_f
     looks = {**LOOKS, "shown": {**LOOKS["shown"], "plain": ["fa", "fa+bn"]}}
     tables = tables_of()
     assert drawn_lines(panels(draw("gradient_rank", tables, looks)[0])[0]).keys() == {colour("fa"), colour("fa+bn")}
-    assert colour("bp") in drawn_points(panels(draw("accuracy_vs_rank", tables, looks)[0])[0])
+    others = drawn_points(panels(draw("accuracy_vs_rank", tables, looks)[0])[0])[drawing.GROUPS[drawing.OTHERS][0]]
+    percents = 100 * tables["runs"].query("study == 'plain' and arm in ['bp', 'fa+muon', 'bp+muon']")["test_accuracy"]
+    np.testing.assert_allclose(np.sort(others[:, 1]), np.sort(percents))
 
 
 # ---- what single figures add ----
@@ -636,7 +649,7 @@ def test_candidates_are_lines_over_the_rate_with_the_choice_marked(draw):
     assert fa[2].get_markeredgecolor() == "black"
     assert fa[2].get_markersize() > fa[1].get_markersize()
     assert fa[3].get_marker() == "x"
-    assert "the 1 that diverged" in caption
+    assert "the 1 that diverged with a seed" in caption
     assert "A net, CIFAR-10, lr largest: FA" in caption
 
 
@@ -711,6 +724,7 @@ def test_the_committed_results_are_drawn_at_the_width_of_the_page(figure, draw):
     looks["shown"] = {study["name"]: [*study["arms"]] for study in quick}
     made, caption = draw(figure, ROOT / "results/quick", looks)
     assert made.get_figwidth() == drawing.WIDTH
+    assert "\n" not in made.get_suptitle()
     assert made.get_figheight() <= drawing.PAGE
     sizes = [text.get_fontsize() for text in made.findobj(mpl.text.Text) if text.get_text()]
     assert min(sizes) >= drawing.SMALL
@@ -720,6 +734,7 @@ def test_the_committed_results_are_drawn_at_the_width_of_the_page(figure, draw):
     assert not any("\n" in name or "diverged" in name for name in names)
     made.canvas.draw()
     words = [text for axes in made.axes for text in (axes.title, axes._left_title, *axes.texts)]
+    words += [text for each in made.findobj(mpl.legend.Legend) for text in each.texts] + made.texts
     boxes = [text.get_window_extent() for text in words if text.get_text()]
     assert min((box.x0 for box in boxes), default=0) >= -3  # pixels: a letter is 6
     assert max((box.x1 for box in boxes), default=0) <= made.bbox.x1 + 3

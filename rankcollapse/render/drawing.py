@@ -1,4 +1,4 @@
-"""What figures share: panels, lines over seeds, points, marks of runs that diverged, words of captions, saving.
+"""What figures share: panels, lines over seeds, dots, marks of runs that diverged, words of captions, saving.
 
 What a figure's module is, says figures/__init__.py. `looks`: {"palette": {arm: colour}, "markers": ..., "dashes": ...}.
 """
@@ -14,7 +14,7 @@ import seaborn as sns
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame, Series, concat
@@ -27,7 +27,7 @@ from rankcollapse.render.claims import reading
 from rankcollapse.render.figures import NOTHING, titles
 from rankcollapse.render.joined import joined
 from rankcollapse.render.tables import ARM, KEYS, Tables, ended, finished, load, select
-from rankcollapse.render.text import NONE, interval, number
+from rankcollapse.render.text import interval, number
 from rankcollapse.render.text import over as told
 
 PUBLISHED = Path(__file__).parents[2] / "paper" / "published.yaml"
@@ -40,7 +40,9 @@ PAPER = {"color": "black", "marker": "D", "fillstyle": "none", "markersize": 4.5
 PAPER |= {"label": "the paper's, by an unverified note"}
 DOTTED = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (1, 2)), "zorder": 0}
 TITLE = {"loc": "left", "fontsize": SMALL, "fontweight": "bold", "linespacing": 1.6}
-MARKED = "a point is a run, a cross one that diverged"
+FROZEN, OTHERS = "hidden weights frozen", "other algorithms"
+GROUPS = {FROZEN: ("#b8860b", "P", ""), OTHERS: ("#cccccc", "o", "")}  # colour, marker and dashes of arms in one
+NETS = {"mlp": "MLP", "cnn": "CNN", "cnn4": "CNN", "resnet18": "ResNet-18"}  # architectures, as people call them
 SPREADS = {"bands": "± 1 standard deviation", "bars": "95 % intervals by Student's t"}
 # What a SHOWN may name, beside the keys of a run.
 SAID = ["algorithm", "panel", "rule", "optimizer", "normalization", "update", "rate", "schedule", "shown", "in_view"]
@@ -99,6 +101,17 @@ def measured(tables: Tables, heads: dict[str, str]) -> DataFrame:
     """The runs, with as `value` what of joined.joined a head names, for each head."""
     runs = tables["runs"].merge(joined(tables).drop(columns=["outcome", "train_loss"]), how="left", on=KEYS)
     return concat([runs.assign(head=head, value=runs[column]) for head, column in heads.items()], ignore_index=True)
+
+
+def grouped(table: DataFrame) -> DataFrame:
+    """Frozen nets as one arm, and as another those that no study names; `own` is the arm of a run itself."""
+    named = table["arm"].where(table["shown"], OTHERS).mask(table["control"], FROZEN)
+    return table.assign(arm=named, own=table["arm"])
+
+
+def looking(looks: dict, more: dict[str, tuple]) -> dict:
+    """The looks, and more of them: colour, marker and dashes by label."""
+    return {by: {**looks[by], **{name: look[i] for name, look in more.items()}} for i, by in enumerate(looks)}
 
 
 def paired(table: DataFrame, arm: str, base: str) -> DataFrame:
@@ -166,8 +179,7 @@ def standing(runs: DataFrame, spread: str, over: Callable) -> str:
 def facets(table: DataFrame, height: float, **more: object) -> FacetGrid:
     """Axes, `height` inches high, for each panel, and each `head` in it if the table has such; more: of FacetGrid.
 
-    Panels with more than two heads are rows of axes, with two columns; panels with one are at most four in a row. One
-    panel is a row, and so are those that are too many, side by side, for titles of one line.
+    Panels with more than two heads are rows, those with two columns, if titles of one line fit; others are up to four.
     """
     across = table.groupby("panel")["head"].transform(lambda heads: heads.factorize()[0]) if "head" in table else 0
     n, heads, most = table["panel"].nunique(), np.max(across) + 1, 14 * WIDTH // table["panel"].str.len().max()
@@ -219,16 +231,19 @@ def handles(table: DataFrame, looks: dict, words: dict | None = None, **more: ob
     return [Line2D([], [], **look[arm], label=arm + (words or {}).get(arm, ""), **more) for arm in look]
 
 
-def explain(made: Figure, handles: list[Line2D], table: DataFrame) -> None:
-    """A legend below all axes, in rows of even length, as few as fit, with marks that the rows of the table have."""
+def explain(made: Figure | SubFigure, handles: list[Line2D], table: DataFrame, width: float = WIDTH) -> None:
+    """A legend below all axes, in as few rows as fit, with marks that the rows of the table have."""
     cross = {"color": GREY, "marker": "x", "markeredgewidth": 1.3, "linewidth": 0, "label": "diverged"}
-    handles += [Line2D([], [], **cross)] * int((table["outcome"] == "diverged").any())
+    handles = handles + [Line2D([], [], **cross)] * int((table["outcome"] == "diverged").any())
     handles += [Line2D([], [], **PAPER)] * int("theirs" in table and table["theirs"].notna().any())
     if not handles:
         return
-    rows = -(-len(handles) // int(WIDTH / (0.055 * max(len(each.get_label()) for each in handles) + 0.4)))
-    made.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // rows), handlelength=2.6)
-    made.set_figheight(made.get_figheight() + 0.15 + 0.15 * rows)
+    widths = [0.055 * len(each.get_label()) + 0.55 for each in handles]  # inches
+    fits = [n for n in range(2, len(widths) + 1) if sum(map(max, np.array_split(widths, n))) <= width]
+    rows = -(-len(widths) // max(fits, default=1))
+    made.legend(handles=handles, loc="outside lower center", ncols=-(-len(widths) // rows), handlelength=2.6)
+    if isinstance(made, Figure):
+        made.set_figheight(made.get_figheight() + 0.15 + 0.15 * rows)
 
 
 def lines(grid: FacetGrid, x: str, y: str, looks: dict, over: Callable = finished, **limits: object) -> None:
@@ -243,17 +258,13 @@ def lines(grid: FacetGrid, x: str, y: str, looks: dict, over: Callable = finishe
     legend(grid, looks)
 
 
-def points(grid: FacetGrid, x: str, y: str, looks: dict, **limits: object) -> None:
-    """A point for each finished run, and diverged runs. limits: see diverged."""
-    for axes, part in cells(grid):
-        scatter(axes, part, x, y, looks)
-    diverged(grid, x, y, looks, **limits)
-
-
-def scatter(axes: Axes, part: DataFrame, x: str, y: str, looks: dict) -> None:
-    """A point for each finished run."""
-    look = {"hue": "arm", "style": "arm", "palette": looks["palette"], "markers": looks["markers"], "legend": False}
-    sns.scatterplot(finished(part), x=x, y=y, ax=axes, s=16, linewidth=0, **look)
+def points(grid: FacetGrid | list[tuple[Axes, DataFrame]], x: str, y: str, looks: dict) -> None:
+    """A point for each finished run, and a cross for each that diverged, on a grid or on axes, each with its rows."""
+    for axes, rows in cells(grid) if isinstance(grid, FacetGrid) else grid:
+        for arm, part in rows.groupby("arm", sort=False):
+            look = {"color": looks["palette"][arm], "zorder": 1 + (arm != OTHERS)}
+            axes.scatter(x, y, 16, data=finished(part), marker=looks["markers"][arm], linewidth=0, **look)
+            axes.scatter(x, y, data=select(part, outcome="diverged"), **look | CROSS)
 
 
 def diverged(grid: FacetGrid, x: str, y: str, looks: dict, **limits: object) -> None:
@@ -273,32 +284,27 @@ def diverged(grid: FacetGrid, x: str, y: str, looks: dict, **limits: object) -> 
 
 
 def dots(axes: Axes, table: DataFrame, looks: dict, across: bool = False) -> None:
-    """Of each arm at each `at` the mean `value` of all that ended, its 95 % interval, and what diverged.
-
-    across: `at` is on the y axis.
-    """
+    """Of each arm at each `at`, across on the y axis, the mean `value` of all that ended, its interval, and crosses."""
     for (arm, at), part in table.groupby(["arm", "at"], sort=False):
         _, mean, low, high = reading(ended(part)["value"].dropna())
         (x, y), way = ((mean, at), "xerr") if across else ((at, mean), "yerr")
-        look = {"color": looks["palette"][arm], "marker": looks["markers"][arm], "markersize": 4, "markeredgewidth": 0}
+        look = {"color": looks["palette"][arm], "marker": looks["markers"][arm], "markersize": 5, "markeredgewidth": 0}
         axes.errorbar(x, y, **look, linewidth=1, **{way: None if np.isnan(low) else [[mean - low], [high - mean]]})
         lost = select(part, outcome="diverged").dropna(subset="value")
         xy = (lost["value"], lost["at"]) if across else (lost["at"], lost["value"])
         axes.scatter(*xy, color=look["color"], **CROSS)
 
 
-def rows(axes: Axes, table: DataFrame, looks: dict, names: list[str] | None = None) -> None:
-    """Dots in rows, each with its name, the paper's value if there is one, and all of it in numbers."""
+def rows(axes: Axes, table: DataFrame, looks: dict, names: list[str], shifts: tuple = (0,)) -> None:
+    """Dots in rows, each with its name, the paper's value if there is one, and in numbers what has each `shift`."""
     dots(axes, table, looks, across=True)
-    names = names or [*table["row"].unique()]
     for row in range(len(names)):
         here = table[table["at"].round() == row]
-        said = [sure(ended(part)["value"], shortly) for _, part in here.groupby("at")]
+        said = [sure(select(ended(here), shift=shift)["value"], shortly) for shift in shifts]
         if "theirs" in here and here["theirs"].notna().any():
             axes.plot(here["theirs"].max(), here["at"].min(), **PAPER)
             said.append(f"({number(here['theirs'].max())})")
-        words = " | ".join(said) or NONE
-        axes.text(1.03, row, words, transform=axes.get_yaxis_transform(), va="center", fontsize=SMALL)
+        axes.text(1.03, row, " | ".join(said), transform=axes.get_yaxis_transform(), va="center", fontsize=SMALL)
     axes.set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5))
     axes.set_yticklabels(names if "head" in table or axes.get_subplotspec().is_first_col() else [])
 
@@ -316,7 +322,7 @@ def join(axes: Axes, table: DataFrame, **look: object) -> None:
 
 def doubling(axis: Axis) -> None:
     """Logarithms to base 2 in words."""
-    axis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axis.set_major_locator(MaxNLocator(integer=True, nbins=7, min_n_ticks=1))
     axis.set_major_formatter(lambda log, _: f"{2**log:.3g}")
 
 
@@ -341,8 +347,8 @@ def figure(name: str, results: Path, tuned: Path, looks: dict, out: Path) -> Non
     sns.set_theme("paper", "ticks", font="DejaVu Sans", font_scale=0.8, rc=STYLE)  # a font that comes with matplotlib
     tables = labelled(results / "tables", tuned, **looks)
     tables = tables if module.SHOWN is None else only(tables, module.SHOWN)
-    arms, keys = looks["arms"].values(), {"palette": "colour", "markers": "marker", "dashes": "line"}
-    drawn = {by: {arm["label"]: DASHES.get(arm[key], arm[key]) for arm in arms} for by, key in keys.items()}
+    arms = {arm["label"]: (arm["colour"], arm["marker"], DASHES[arm["line"]]) for arm in looks["arms"].values()}
+    drawn = looking({"palette": {}, "markers": {}, "dashes": {}}, arms | GROUPS)
     runs = tables["runs"]
     table = module.data(tables) if len(finished(runs)) else runs  # without one tables may have no rows to work on
     if finished(table).empty:  # the files are still expected

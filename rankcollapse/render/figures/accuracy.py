@@ -3,7 +3,7 @@
 from pandas import concat
 
 from rankcollapse.render import drawing
-from rankcollapse.render.tables import ARM, ended
+from rankcollapse.render.tables import ARM, ended, select
 
 SHOWN = "shown and not (intervention or ladder)"
 SPREAD = "bars"
@@ -17,10 +17,11 @@ def data(tables):
     """
     runs = tables["runs"].assign(value=tables["runs"]["test_accuracy"], row=tables["runs"]["arm"])
     learning, frozen = (runs[runs["control"] == control] for control in (False, True))
-    frozen = frozen.sort_values("rule", kind="stable").drop(columns="row")
+    frozen = drawing.grouped(frozen).sort_values("rule", kind="stable").drop(columns="row")
     frozen = frozen[frozen["rule"] == frozen.groupby(KIND)["rule"].transform("first")]
     pairs = concat([learning, learning[[*KIND, "row"]].drop_duplicates().merge(frozen, on=KIND)], ignore_index=True)
-    at = pairs["row"].map([*learning["row"].unique()].index) + pairs["control"].map({False: -0.18, True: 0.18})
+    pairs["shift"] = pairs["control"].map({False: -0.18, True: 0.18})
+    at = pairs["row"].map([*learning["row"].unique()].index) + pairs["shift"]
     return pairs.assign(at=at, theirs=pairs["paper_percent"])
 
 
@@ -28,18 +29,21 @@ def draw(table, looks):
     grid = drawing.facets(table, 0.6 + 0.19 * table["row"].nunique())
     drawing.share(grid, "dataset", axis="x")
     for axes, part in drawing.cells(grid):
-        drawing.rows(axes, part, looks, [*table["row"].unique()])
+        drawing.rows(axes, part, looks, [*table["row"].unique()], sorted(table["shift"].unique()))
         axes.set_xlim(0, None)
     drawing.chance(grid, "axvline")
-    drawing.explain(grid.figure, drawing.handles(table[table["control"]], looks, linewidth=0), table)
+    frozen, words = table[table["control"]], {drawing.FROZEN: " (second number)"}
+    drawing.explain(grid.figure, drawing.handles(frozen, looks, words, linewidth=0), table)
     return grid.set_axis_labels("test accuracy, %", "")
 
 
 def caption(table):
     panels = ended(table).groupby("panel", sort=False)
     parts = [f"{panel}: {drawing.under(part, 'test_accuracy')}" for panel, part in panels]
+    norms = select(table, control=True).query("rule != 'frozen'")["row"].unique()
+    but = f" (in that of {', '.join(norms)} norm parameters too)" * (len(norms) > 0)
     return (
-        f"Test accuracy, in %: means of arms, below each that of the net frozen under the same conditions, and both "
-        f"in numbers; open, in brackets: the paper's, of full width, as quoted in an unverified note; a cross is a "
-        f"run that diverged; dotted: chance; –: no run. {'; '.join(parts)}."
+        f"Mean test accuracy of each arm, and below it that of the same net with its hidden weights frozen, whose "
+        f"classifier alone learns{but}. Both are in numbers, – where there is no run. Dotted is chance. "
+        f"{'; '.join(parts)}."
     )

@@ -1,6 +1,6 @@
 """15. Alignment."""
 
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator
 from pandas import concat
 
 from rankcollapse.render import drawing
@@ -39,13 +39,14 @@ def data(tables):
 
 
 def draw(table, looks):
-    grid = drawing.facets(table, 1.45)
+    grid = drawing.facets(table, 1.3)
     drawing.share(grid, "kind")
     for axes, part in drawing.cells(grid):
         if part["kind"].iloc[0] in SIZES:
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter(LogFormatter())  # in plain digits: few fit
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if part["kind"].iloc[0] == SIZES[2] else (1,)))
+            axes.yaxis.set_major_formatter("{x:g}")  # in plain digits
+            axes.minorticks_off()
             continue
         band = part.groupby("epoch")[["mean", "std"]].first()
         low, high = (band["mean"] + sign * 2 * band["std"] for sign in (-1, 1))
@@ -63,11 +64,9 @@ def caption(table):
     ends = last(here, "value").groupby("arm", sort=False)
     values = [f"{arm} {over(mine['value'])} ({number(*mine['own'].iloc[[0, 0]])})" for arm, mine in ends]
     return (
-        f"Cosine of forward and feedback weights (W, B), and of an arm's gradient and the BP gradient of one batch (∇, "
-        f"∇BP). Grey: the same with an untrained B, drawn anew at every probe, mean ± 2 standard deviations over all "
-        f"arms' runs; a cosine within it is none. {gradients['struck'].sum()} of {len(gradients)} cosines of gradients "
-        f"are left out: their reference is below the floor of float32, ‖∇BP‖ < 2⁻²³ ‖W‖ (dotted). Right: that ratio, "
-        f"the root mean square of the activations into the classifier, and the growth of W; logarithmic axes, "
-        f"geometric means. {drawing.first(table)['panel'].iloc[0]}, gradients of the whole net after training, and in "
-        f"brackets the deviation of the arm's own null over training: {', '.join(values) or 'none'}."
+        f"Cosines of W and B, and of an arm's gradient and BP's on one batch. Grey is the same with an untrained B, "
+        f"mean ± 2 standard deviations: a cosine within it is none. Right, in logarithms: the size of BP's gradient, "
+        f"whose cosine is left out below the floor of float32 (dotted; {gradients['struck'].sum()} of "
+        f"{len(gradients)}), of activations into the classifier, and of W. {drawing.first(table)['panel'].iloc[0]}, "
+        f"whole net after training, in brackets the deviation of the arm's null: {', '.join(values) or 'none'}."
     )

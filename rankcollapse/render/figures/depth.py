@@ -45,7 +45,6 @@ def caption(table):
         values = [f"{over(values)} with {k:.0f}" for k, values in mine.groupby("k")["test_accuracy"]]
         parts.append(f"{arm} {', '.join(values) or over(mine['test_accuracy'])}")
     return (
-        f"Test accuracy, in %, against the number of blocks that learn, counted from the classifier, others as "
-        f"initialised; 0: the classifier alone. Horizontal: the norm parameters of all blocks learn too, and no hidden "
-        f"weight. {drawing.first(table, OVER)['panel'].iloc[0]}: {'; '.join(parts)}."
+        f"Test accuracy over the number of blocks that learn, from the classifier alone (0) up. Horizontal: no hidden "
+        f"weight learns, but norm parameters do. {drawing.first(table, OVER)['panel'].iloc[0]}: {'; '.join(parts)}."
     )

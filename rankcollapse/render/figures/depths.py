@@ -8,14 +8,14 @@ from rankcollapse.render.text import over
 SHOWN = "schedule == 'cosine' and not intervention and algorithm in ('fa', 'fa+both', 'bp', 'frozen')"
 SPREAD = "bars"
 OVER = ended
-NETS, USUAL = {"mlp": "MLP", "cnn": "CNN"}, {"mlp": 3, "cnn": 4}  # the depth of a net for which none is set
+USUAL = {"mlp": 3, "cnn": 4}  # the depth of a net for which none is set
 HEADS = {"test accuracy, %": "test_accuracy", "effective rank of the gradients": "whole_gradient_rank"}
 
 
 def data(tables):
     """The runs of architectures of several depths, for each of HEADS."""
     runs = drawing.measured(tables, HEADS)
-    runs["panel"] = runs["architecture"].map(NETS) + ", " + runs["dataset"].map(lambda name: SETS[name].label)
+    runs["panel"] = runs["architecture"].map(drawing.NETS) + ", " + runs["dataset"].map(lambda name: SETS[name].label)
     runs["at"] = runs["depth"].astype(float).fillna(runs["architecture"].map(USUAL))
     return runs[runs.groupby("panel")["at"].transform("nunique") > 1]
 
@@ -38,5 +38,5 @@ def caption(table):
     said = [f"{panel} {over(values)} with {depth:.0f}" for (panel, depth), values in fa]
     return (
         f"Test accuracy, and the effective rank ({drawing.MEASURES['entropy_s2']}) of the gradients of the whole net, "
-        f"over the number of hidden layers; a cross is a run that diverged; dotted: chance. FA: {', '.join(said)}."
+        f"over the number of hidden layers. Dotted is chance. The accuracy of FA: {', '.join(said)}."
     )

@@ -23,37 +23,34 @@ def data(tables):
     less = [fa.assign(value=fa["value"] - chance, theirs=fa["theirs"] - chance, row="FA is above chance")]
     less += [drawing.paired(runs, *pair).assign(row=words) for words, pair in ADDS.items()]
     table = concat([part.assign(head=head) for head, part in zip(HEADS, (runs, concat(less)), strict=True)])
-    return table.assign(at=table.groupby("head")["row"].transform(lambda rows: rows.factorize()[0]))
+    return table.assign(shift=0, at=table.groupby("head")["row"].transform(lambda rows: rows.factorize()[0]))
 
 
 def panel(axes, table, looks):
-    """The first head alone."""
-    drawing.rows(axes, select(table, head=HEADS[0]), looks)
+    """The first head alone, without a legend, since rows have names."""
+    part = select(table, head=HEADS[0])
+    drawing.rows(axes, part, looks, [*part["row"].unique()])
     axes.set_xlabel(HEADS[0])
-
-
-def handles(table, looks):
-    return drawing.handles(table, looks, linewidth=0)
+    return []
 
 
 def draw(table, looks):
     grid = drawing.facets(table, 1.6)
     for axes, part in drawing.cells(grid):
-        drawing.rows(axes, part, looks)
+        drawing.rows(axes, part, looks, [*part["row"].unique()])
     drawing.chance(grid, "axvline", head=HEADS[0])
-    drawing.legend(grid, looks, linewidth=0)
+    drawing.explain(grid.figure, [], table)
     return grid.set_axis_labels("", "")
 
 
 def finding(table):
     rows = select(ended(table), head=HEADS[1]).groupby("row", sort=False)
     less = [f"{row} {drawing.sure(part['value'])} ({number(part['theirs'].max())})" for row, part in rows]
-    return f"In points, and in brackets the paper's: {', '.join(less)}"
+    return f"In points, with the paper's in brackets: {', '.join(less)}"
 
 
 def caption(table):
     return (
-        f"Test accuracy of {table['panel'].iloc[0]}, and the differences that the story stands on; open, in brackets: "
-        f"the paper's, of full width, as quoted in an unverified note, the last difference as in its abstract; a "
-        f"cross is a run that diverged; dotted: chance. {finding(table)}."
+        f"Test accuracy of {table['panel'].iloc[0]}, and differences paired by seed. The paper's, of full width, are "
+        f"as an unverified note quotes them, the last also as in its abstract. Dotted is chance. {finding(table)}."
     )

@@ -12,9 +12,11 @@ OVER = ended
 
 
 def data(tables):
-    """The runs, `at` the log of the rank of their arm's updates."""
+    """The runs, `log` that of the rank of their arm's updates, `at` the same, or beside an arm of like rank."""
     runs = drawing.measured(tables, {"": "test_accuracy"}).drop(columns="head")
-    return runs.assign(at=np.log2(runs.groupby(["panel", "arm"])["update_rank"].transform("mean")))
+    runs["log"] = np.log2(runs.groupby(["panel", "arm"])["update_rank"].transform("mean"))
+    like = runs.groupby(["panel", (4 * runs["log"]).round()])["arm"].transform(lambda arms: arms.factorize()[0])
+    return runs.assign(at=runs["log"] + 0.12 * like)
 
 
 def settings(part):
@@ -29,6 +31,7 @@ def draw(table, looks):
         drawing.join(axes, select(part, rule="bp"))
         drawing.dots(axes, part, looks)
         drawing.doubling(axes.xaxis)
+        axes.set_ylim(*np.clip(axes.get_ylim(), 0, 100))
     words = {arm: f" ({settings(part)})" for arm, part in ended(table).groupby("arm")}
     drawing.legend(grid, looks, words=words, linewidth=0)
     return grid.set_axis_labels(f"effective rank of an update, {drawing.MEASURES['entropy_s']}", "test accuracy, %")
@@ -37,11 +40,10 @@ def draw(table, looks):
 def caption(table):
     arms = drawing.first(table, OVER).groupby("arm", sort=False)
     values = [
-        f"{arm} {over(part['value'])} at rank {number(2 ** part['at'].iloc[0])} ({settings(part)})"
+        f"{arm} {over(part['value'])} at rank {number(2 ** part['log'].iloc[0])} ({settings(part)})"
         for arm, part in arms
     ]
     return (
-        f"Test accuracy over the effective rank of an update at the end of training, geometric mean over hidden "
-        f"layers, logarithmic axis; grey joins BP and what is cut from it; a cross is a run that diverged. "
-        f"{drawing.first(table, OVER)['panel'].iloc[0]}, %: {'; '.join(values)}."
+        f"Test accuracy over the effective rank of an update after training, geometric mean over hidden layers. Grey "
+        f"joins BP and cuts of it. {drawing.first(table, OVER)['panel'].iloc[0]}, in %: {'; '.join(values)}."
     )

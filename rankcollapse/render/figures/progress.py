@@ -37,7 +37,7 @@ def data(tables):
 
 
 def draw(table, looks):
-    grid = drawing.facets(table, 1.6, sharex="row")
+    grid = drawing.facets(table, 1.4, sharex="row")
     drawing.lines(grid, "loss", "rank", looks, ylim=(0, None))
     for axes, _ in drawing.cells(grid):
         axes.xaxis.set_inverted(True)
@@ -46,7 +46,6 @@ def draw(table, looks):
 
 def caption(table):
     return (
-        f"Effective rank against training loss, in nats, which falls to the right: a run's rank when its loss first "
-        f"reached a value, as far as all finished seeds did; of the latest minibatch gradients "
-        f"({drawing.MEASURES['entropy_s2']}), and of errors, activations and updates ({drawing.MEASURES['entropy_s']})."
+        f"Effective rank at the training loss, in nats, that a run first reached, as far as all finished seeds did: "
+        f"{drawing.MEASURES['entropy_s2']} of gradients, {drawing.MEASURES['entropy_s']} of all else."
     )

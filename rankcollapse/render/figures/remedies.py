@@ -46,8 +46,7 @@ def caption(table):
         f"{head}, {arm} {drawing.sure(values, lambda *logs: interval(*np.exp2(logs)))}" for (head, arm), values in ends
     ]
     return (
-        f"Effective rank ({drawing.MEASURES[MEASURE]}) at the end of training over that under plain FA with the same "
-        f"seed, geometric means, logarithmic axis, of errors pooled over training, of activations of a probe batch, "
-        f"and of the update of one step; dotted: as FA. {layer['panel'].iloc[0]}, {layer['name'].iloc[0]}: "
-        f"{'; '.join(parts)}."
+        f"Effective rank ({drawing.MEASURES[MEASURE]}) after training over that of plain FA with the same seed, of "
+        f"errors pooled over training, activations of a probe batch, and the update of one step. Means are geometric. "
+        f"{layer['panel'].iloc[0]}, {layer['name'].iloc[0]}: {'; '.join(parts)}."
     )

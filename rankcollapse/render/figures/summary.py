@@ -6,56 +6,59 @@ from rankcollapse.render import drawing
 from rankcollapse.render.figures import accuracy_vs_rank, headline, updates
 from rankcollapse.render.joined import heldout, joined
 from rankcollapse.render.tables import finished, select
+from rankcollapse.render.text import interval
 
 SHOWN = None
 SPREAD = None
-PARTS = {"The paper's numbers and ours": headline, "Accuracy and rank": accuracy_vs_rank, "Rank at one size": updates}
-HELDOUT = "What tells the accuracy of another net"
-PREDICTORS = {
-    "gradient_rank": "rank of gradients", "whole_gradient_rank": "the same, whole net",
-    "error_rank": "rank of errors, pooled", "batch_error_rank": "rank of errors",
-    "activation_rank": "rank of activations", "update_rank": "rank of updates", "relative_update": "size of steps",
-    "alignment": "alignment",
-    "train_loss": "training loss",
-}  # fmt: skip
+PARTS = {"The paper's accuracies and ours": headline, "Accuracy over the rank of gradients": accuracy_vs_rank}
+PARTS["Accuracy over the rank of updates"] = updates
+HELDOUT = "What foretells a new net's gains?"
 
 
 def data(tables):
     """The rows of the first panel of each of PARTS, by `part`, and those of joined.heldout."""
-    found = {HELDOUT: heldout(joined(tables), tables["runs"]).assign(outcome="finished")}
-    for title, figure in PARTS.items():
-        rows = figure.data(drawing.only(tables, figure.SHOWN))
-        found[title] = rows if finished(rows).empty else select(rows, panel=finished(rows)["panel"].iloc[0])
-    return concat([found[title].assign(part=title) for title in (*PARTS, HELDOUT)])
+    found = {title: figure.data(drawing.only(tables, figure.SHOWN)) for title, figure in PARTS.items()}
+    found = {title: select(rows, panel=next(iter(finished(rows)["panel"]), None)) for title, rows in found.items()}
+    found[HELDOUT] = heldout(joined(tables), tables["runs"]).assign(outcome="finished")
+    return concat([part.assign(part=title) for title, part in found.items()])
 
 
 def told(axes, table, looks):
-    """R² of what is measured, for each architecture that it was not fitted on; what is lower stands at -1."""
+    """R² of what is measured, best first, for each architecture that it was not fitted on; lower ones stand at -1."""
+    order = [*table.groupby("predictor")["r2"].median().sort_values(ascending=False).index]
+    axes.axvspan(-1.1, 0, color="0.93", zorder=0)
     for row, (net, part) in enumerate(table.groupby("architecture", sort=False)):
-        at = part["predictor"].map([*PREDICTORS].index) + 0.25 * (row - 1)
-        axes.scatter(part["r2"].clip(lower=-1), at, 12, "black", marker="os^Dv"[row], label=f"held out: {net}")
-    axes.axvline(0, **drawing.DOTTED)
-    axes.set(xlim=(-1.1, 1.05), xlabel="R², −1: or less", ylim=(len(PREDICTORS) - 0.5, -0.5))
-    axes.set_yticks(range(len(PREDICTORS)), PREDICTORS.values())
+        at, look = part["predictor"].map(order.index) + 0.22 * (row - 1), {"edgecolor": "black", "linewidth": 0.9}
+        look |= {"facecolor": ("black", "white", "0.6")[row % 3], "marker": "os^"[row % 3]}
+        axes.scatter(part["r2"].clip(lower=-1), at, 16, label=f"the {drawing.NETS.get(net, net)}", **look)
+    axes.set(xlim=(-1.1, 1.05), xlabel="R² on a net that the fit left out", ylim=(len(order) - 0.5, -0.5))
+    axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["≤ −1", "−0.5", "0", "0.5", "1"])
+    axes.set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
+    return axes.get_legend_handles_labels()[0]
 
 
 def draw(table, looks):
-    parts, named = dict([*table.groupby("part", sort=False)]), {}
+    parts = dict([*table.groupby("part", sort=False)])
     rows = -(-len(parts) // 2)
-    made = drawing.plt.figure(figsize=(drawing.WIDTH, 2.4 * rows))
-    for place, (title, part) in enumerate(parts.items(), 1):
-        axes = made.add_subplot(rows, min(len(parts), 2), place)
-        (told if title == HELDOUT else PARTS[title].panel)(axes, part, looks)
+    made = drawing.plt.figure(figsize=(drawing.WIDTH, 2.75 * rows))
+    places = made.add_gridspec(rows, 2)
+    for place, (title, part) in enumerate(parts.items()):
+        wide = place % 2 == 0 and place + 1 == len(parts)  # the last has the row for itself
+        inset = made.add_subfigure(places[place // 2, :] if wide else places[place])
+        axes = inset.subplots()
         axes.set_title(title, **drawing.TITLE)
-        handles = axes.get_legend_handles_labels()[0] if title == HELDOUT else PARTS[title].handles(part, looks)
-        named |= {each.get_label(): each for each in handles}
-    drawing.explain(made, [*named.values()], table)
-    made.suptitle(accuracy_vs_rank.finding(parts["Accuracy and rank"]), fontsize=8)
+        handles = (told if title == HELDOUT else PARTS[title].panel)(axes, part, looks)
+        drawing.explain(inset, handles, part, drawing.WIDTH / (2 - wide))
+    rank = parts[[*PARTS][1]]
+    made.suptitle("; ".join([accuracy_vs_rank.finding(rank), *filter(None, rank["head"].unique())]), fontsize=8)
     return made
 
 
 def caption(table):
     parts = dict([*table.groupby("part", sort=False)])
-    said = [PARTS[title].finding(part).replace("\n", " ") for title, part in parts.items() if title != HELDOUT]
-    said += [f"{HELDOUT}: fitted on the others alone; 0 is a guess of no gain (heldout.csv)"] * (HELDOUT in parts)
-    return ". ".join(said) + "."
+    rank = parts[[*PARTS][1]].assign(arm=lambda t: t["own"])
+    said = [f"{title}: {PARTS[title].finding(part)}." for title, part in parts.items() if title != HELDOUT]
+    said += [f"{panel}: {both}." for panel, both in accuracy_vs_rank.told(rank, interval).items()]
+    said += ["A point is a run, a line the slope within an algorithm."]
+    fit = f"{HELDOUT} R² by a fit to the other nets: 1 tells all, below 0 (grey) a guess of no gain is better."
+    return " ".join([*said, *[fit] * (HELDOUT in parts), drawing.standing(rank, "", finished)])

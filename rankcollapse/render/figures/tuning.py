@@ -16,16 +16,16 @@ def data(tables):
     """A row per candidate: its outcome is that of its worst seed, `path` whether its weight decay is the middle one."""
     table = tables["tuned"].rename(columns={"validation_percent_mean": "mean", "validation_percent_std": "std"})
     middle = table.groupby(["panel", "arm"])["weight_decay"].transform(lambda decays: decays.mode().iloc[0])
-    outcome = np.where(table["diverged"] > 0, "diverged", "finished")
-    table = table.assign(path=table["weight_decay"] == middle, outcome=outcome)
-    return table.assign(head=table["optimizer"].map(NAMES))
+    table = table.assign(outcome=np.where(table["diverged"] > 0, "diverged", "finished"))
+    return table.assign(path=table["weight_decay"] == middle, head=table["optimizer"].map(NAMES))
 
 
 def draw(table, looks):
-    grid = drawing.facets(table, 2.2)
+    grid = drawing.facets(table, 1.35)
     drawing.share(grid, "dataset")
     for axes, panel in drawing.cells(grid):
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")  # a power would have small digits
         for arm, part in panel.groupby("arm", sort=False):
             colour, marker = looks["palette"][arm], looks["markers"][arm]
             look = {"color": colour, "marker": marker, "markeredgewidth": 0, "linestyle": "none"}
@@ -39,7 +39,7 @@ def draw(table, looks):
             axes.plot(lost["lr"], lost["mean"].fillna(0), **look | {"marker": "x", "markeredgewidth": 1.3})
     drawing.chance(grid)
     drawing.legend(grid, looks)
-    return grid.set_axis_labels("learning rate", "validation accuracy, %")
+    return grid.set_axis_labels("learning rate", "accuracy, %")
 
 
 def caption(table):
@@ -51,11 +51,10 @@ def caption(table):
     ends = best[best["edge"] != ""].groupby(["panel", "edge"], sort=False)["arm"]
     edges = [f"{panel}, {edge}: {', '.join(arms)}" for (panel, edge), arms in ends]
     return (
-        f"Validation accuracy after {epochs} epochs, in %, of the {len(table)} candidates of {len(best)} tuned arms; "
-        f"n = {seeds} a candidate, with seeds that no run has{spread}. Large, with a dark edge: the choice. Crosses: "
-        f"the {len(select(table, outcome='diverged'))} that diverged with a seed, and so are never chosen. Unjoined: "
-        f"other weight decays than the middle one. Dotted: chance. Choices at an end of the values tried: "
-        f"{'; '.join(edges) or 'none'}."
+        f"Validation accuracy after {epochs} epochs of the {len(table)} candidates of {len(best)} tuned arms; n = "
+        f"{seeds} a candidate, with seeds that no run has{spread}. Large marks are the choices, crosses the "
+        f"{len(select(table, outcome='diverged'))} that diverged with a seed, unjoined ones have another weight decay. "
+        f"Dotted is chance. Choices at an end of the values tried: {'; '.join(edges) or 'none'}."
         + f" Trained to full length, the choice is best in {(behind == 0).sum()} of {len(tops)} arms, and at most "
         f"{number(behind.max())} points below the best." * bool(len(tops))
     )

@@ -9,7 +9,11 @@ from rankcollapse.render.claims import reading
 from rankcollapse.render.tables import ended, select
 
 RANKS = {1: 0, 2: 1, 5: 2, 10: 3}  # and their places on the axis, before that of full rank
-DIALS = {"rate tuned": "-", "Muon's rate": ":", "the same, no larger for it": "--"}
+DIALS = {  # colour, marker and dashes, and how far from its place
+    "cut and enlarged, rate tuned": ("#1b7837", "o", "", -0.07),
+    "cut and enlarged, Muon's rate": ("#762a83", "s", (1, 1.65), 0),
+    "cut alone, Muon's rate": ("#bf812d", "^", (3.7, 1.6), 0.07),
+}
 ARMS = [f"fa+{each}{end}" for each in (*(f"top{r}" for r in RANKS), "polar", "frobenius") for end in ("", "-same")]
 SHOWN = f"algorithm in {[*ARMS, *(f'fa+top{r}-unit' for r in RANKS)]}"
 SPREAD = "bars"
@@ -17,63 +21,53 @@ OVER = ended
 
 
 def data(tables):
-    """The runs of studies that cut updates, by `dial`: whose rate they have, and whether what is left is enlarged."""
+    """The runs of studies that cut updates, as `arm` the dial: its rate, and whether what is left is enlarged."""
     runs = tables["runs"]
     same, unit = runs["rate"] == "as fa+muon", runs["norm"] == "spectral"
-    runs = runs.assign(dial=np.select([~same, ~unit], [*DIALS][:2], [*DIALS][2]), value=runs["test_accuracy"])
-    runs = runs.assign(at=runs["rank"].map(RANKS).fillna(len(RANKS)))
+    runs = runs.assign(arm=np.select([~same, ~unit], [*DIALS][:2], [*DIALS][2]), value=runs["test_accuracy"])
+    runs["at"] = runs["rank"].map(RANKS).fillna(len(RANKS)) + runs["arm"].map({arm: DIALS[arm][-1] for arm in DIALS})
     return runs[runs.groupby("study")["rank"].transform("count") > 0]
 
 
 def panel(axes, table, looks):
-    """Accuracy over r on each dial; horizontal: SGD's direction at the size of Muon's steps."""
+    """Accuracy over r on each dial; horizontal: SGD's direction at the size of Muon's steps; what a legend has."""
     whole, cut = select(table, update="frobenius"), table[table["update"] != "frobenius"]
-    for (dial, arm), part in ended(whole).groupby(["dial", "arm"]):
+    for dial, part in ended(whole).groupby("arm"):
         _, mean, low, high = reading(part["value"])
-        axes.axhline(mean, color=looks["palette"][arm], linewidth=1, linestyle=DIALS[dial])
-        axes.axhspan(low, high, color=looks["palette"][arm], alpha=0.12, linewidth=0)
-    whole_at_muons = select(cut, algorithm="fa+polar-same")  # the end of both dials at its rate
-    for dial, part in cut.groupby("dial"):
-        ended_in = whole_at_muons if dial == [*DIALS][2] else None
-        drawing.join(axes, concat([part, ended_in]), linestyle=DIALS[dial])
-    drawing.dots(axes, cut, looks)
+        axes.axhline(mean, color=DIALS[dial][0], linewidth=0.8, dashes=DIALS[dial][2] or (None, None))
+        axes.axhspan(low, high, color=DIALS[dial][0], alpha=0.1, linewidth=0)
+    for dial, part in cut.groupby("arm"):
+        ended_in = select(cut, algorithm="fa+polar-same") if dial == [*DIALS][2] else None  # of both at Muon's rate
+        drawing.join(axes, concat([part, ended_in]), color=DIALS[dial][0], dashes=DIALS[dial][2] or (None, None))
+    drawing.dots(axes, cut, drawing.looking(looks, DIALS))
+    axes.set_ylim(*np.clip(axes.get_ylim(), 0, 100))
     axes.set_xticks(range(len(RANKS) + 1), [*RANKS, "all"])
     axes.set(xlabel="r, directions of an update that are kept", ylabel="test accuracy, %")
-
-
-def handles(table, looks):
-    """Of a legend: lines, and what has no r."""
-    lines = {dial: ("0.5", line) for dial, line in DIALS.items()}
-    whole = select(table, update="frobenius")[["arm", "dial"]].drop_duplicates()
-    lines |= {arm: (looks["palette"][arm], DIALS[dial]) for arm, dial in whole.itertuples(index=False)}
-    made = [Line2D([], [], color=colour, linestyle=line, label=name) for name, (colour, line) in lines.items()]
-    return made + drawing.handles(select(table, update="polar"), looks, linewidth=0)
+    level = Line2D([], [], color=drawing.GREY, linewidth=0.8, label="momentum's own direction")
+    return drawing.handles(table, drawing.looking(looks, DIALS)) + [level] * (len(whole) > 0)
 
 
 def draw(table, looks):
     grid = drawing.facets(table, 2.3)
-    for axes, part in drawing.cells(grid):
-        panel(axes, part, looks)
-    drawing.explain(grid.figure, handles(table, looks), table)
+    named = {each.get_label(): each for axes, part in drawing.cells(grid) for each in panel(axes, part, looks)}
+    drawing.explain(grid.figure, [*named.values()], table)
     grid.figure.suptitle(finding(drawing.first(table, OVER)), fontsize=8)
     return grid
 
 
 def finding(table):
-    pairs = {"its own rate": ("fa+top1", "fa+polar"), "Muon's": ("fa+top1-same", "fa+polar-same")}
-    pairs["Muon's and no larger for it"] = ("fa+top1-unit", "fa+polar-same")
-    gains = {rate: drawing.paired(table, *pair)["value"] for rate, pair in pairs.items()}
-    said = [f"{drawing.sure(gain)} at {rate}" for rate, gain in gains.items() if len(gain)]
-    return f"Cut to one direction, in points: {', '.join(said)}"
+    pairs = ("fa+top1", "fa+polar"), ("fa+top1-same", "fa+polar-same"), ("fa+top1-unit", "fa+polar-same")
+    gains = zip("●■▲", [drawing.paired(table, *pair)["value"] for pair in pairs], strict=True)
+    return (
+        f"Cut to one direction: {', '.join(f'{mark} {drawing.sure(gain)}' for mark, gain in gains if len(gain))} points"
+    )
 
 
 def caption(table):
     here = drawing.first(table, OVER)
     at_size = drawing.sure(drawing.paired(here, "fa+polar", "fa+frobenius")["value"])
     return (
-        f"Test accuracy of FA whose updates of hidden layers are Muon's cut to their r largest singular directions: at "
-        f"the Frobenius norm of all, each at its own rate or at Muon's, and at Muon's with the singular values of all; "
-        f"up to all of them, the exact polar factor; horizontal: momentum's own direction at that norm; a cross is a "
-        f"run that diverged. {here['panel'].iloc[0]}. {finding(here)}. "
-        f"The polar factor less momentum's own direction: {at_size}."
+        f"Test accuracy of FA whose updates of hidden layers are Muon's, cut to their r largest singular directions, "
+        f"and enlarged to the Frobenius norm of all, or not. Horizontal is momentum's own direction at that norm. "
+        f"{here['panel'].iloc[0]}, paired by seed. {finding(here)}. Muon's own less momentum's: {at_size} points."
     )
