@@ -672,6 +672,8 @@ def test_the_commit_is_marked_dirty_by_code_and_not_by_results(tmp_path):
     for path in ("README.md", "results/quick/a.csv", "paper/a.pdf", "new.py"):
         (tmp_path / path).write_text("2", encoding="utf-8")
     assert summaries.commit(tmp_path) == head
+    subprocess.run([*git, "commit", "-qam", "results"], cwd=tmp_path, check=True)
+    assert summaries.commit(tmp_path) == head, "results that are committed and rendered again are the same"
     (tmp_path / "paper" / "paper.typ").write_text("2", encoding="utf-8")
     assert summaries.commit(tmp_path) == f"{head}-dirty"
 

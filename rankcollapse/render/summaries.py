@@ -101,10 +101,14 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def commit(root: Path) -> str | None:
-    """HEAD, with -dirty if a tracked file that is not generated differs from it; None without git or a repository."""
+    """The last commit of what is not generated, with -dirty if any of that differs; None without git or a repository.
+
+    So that results which are rendered, committed and rendered again are the same.
+    """
     if not (root / ".git").exists():  # or git would answer for a repository around this one
         return None
-    head, status = ["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "--", ".", *GENERATED]
+    head = ["rev-list", "-1", "HEAD", "--", ".", *GENERATED]
+    status = ["status", "--porcelain", "--untracked-files=no", "--", ".", *GENERATED]
     try:
         said = [subprocess.check_output(["git", *words], cwd=root, encoding="utf-8") for words in (head, status)]
     except (OSError, subprocess.CalledProcessError):
