@@ -1,4 +1,4 @@
-"""README's "Changing it", followed to the letter: every addition made in the files that it names, and in no other."""
+"""CONTRIBUTING's "Changing it", followed to the letter: every addition made in the files that it names, and in no other."""
 
 import re
 from pathlib import Path
@@ -123,9 +123,9 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
-def named(readme: str) -> dict[str, set[str]]:
+def named(contributing: str) -> dict[str, set[str]]:
     """The files that each bullet of the section names."""
-    section = readme.split("## Changing it")[1].split("\n## ")[0]
+    section = contributing.split("## Changing it")[1].split("\n## ")[0]
     bullets = re.findall(r"^- \*\*(?:An? )(.+?)\*\*:(.*?)(?=^- |\n\n)", section, re.M | re.S)
     return {what: set(re.findall(r"`((?:[\w-]+/)*[\w-]+\.(?:py|yaml)|[\w/]+/)`", text)) for what, text in bullets}
 
@@ -138,7 +138,7 @@ def snapshot(folder: Path) -> dict[Path, bytes]:
 def changed(tmp_path_factory) -> Path:
     """A project with one of each added, its tiny grid run."""
     folder = copy_project(tmp_path_factory.mktemp("changed"))
-    before, files = snapshot(folder), named((ROOT / "README.md").read_text(encoding="utf-8"))
+    before, files = snapshot(folder), named((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
     assert set(files) == {
         "arm",
         "learning rule",
@@ -171,7 +171,7 @@ def changed(tmp_path_factory) -> Path:
     (folder / "presets/demo.yaml").write_text(yaml.safe_dump(preset), encoding="utf-8")
     touched = {str(path) for path, content in snapshot(folder).items() if before.get(path) != content}
     allowed = set.union(*files.values())
-    assert {p if p in allowed else f"{Path(p).parent}/" for p in touched} == allowed, "README names other files"
+    assert {p if p in allowed else f"{Path(p).parent}/" for p in touched} == allowed, "CONTRIBUTING names other files"
     result = snakemake(folder, "--cores", "2", "--configfile", "presets/demo.yaml")
     assert result.returncode == 0, result.stderr[-5000:]
     return folder

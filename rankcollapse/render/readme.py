@@ -22,22 +22,19 @@ TOLD = {"What the paper says": ["small", "ranks", "full"], "What we ask of it": 
 
 
 def found(texts: Path) -> list[str]:
-    """The summary figure and the findings that stand at the front, each opened by its first sentence."""
+    """The answer, the summary figure, and the findings that stand at the front, each opened by its first sentence."""
     said = findings(read_findings(texts / "findings.yaml"), evidence({name: RESULTS / name for name in COMMITTED}))
-    preset = next((name for name in ("why", "quick") if "summary" in drawn(FIGURES / name)), None)
-    lines = [f"![Is it the rank?]({FIGURES / preset / 'summary.svg'})\n"] if preset else []
+    for name in ("answer", *(name for names in TOLD.values() for name in names), "runs"):
+        if name not in said:
+            raise InputError(f"{texts / 'findings.yaml'}: no case of {name!r} holds; README needs one that does")
+    lines = [said["answer"], ""]
+    for preset in [name for name in ("why", "quick") if "summary" in drawn(FIGURES / name)][:1]:
+        picture, caption = (FIGURES / preset / f"summary.{kind}" for kind in ("svg", "txt"))
+        lines += [f"![Is it the rank?]({picture})", "", f"*{caption.read_text(encoding='utf-8').strip()}*", ""]
     for head, names in TOLD.items():
-        missing = [name for name in names if name not in said]
-        if missing:
-            raise InputError(
-                f"{texts / 'findings.yaml'}: no case of {missing[0]!r} holds; the README needs one that does"
-            )
         opened = [said[name].removesuffix(".").partition(". ") for name in names]
-        lines += [
-            f"### {head}\n",
-            *(f"- **{first}.** {rest}{'.' * bool(rest)}".rstrip() for first, _, rest in opened),
-            "",
-        ]
+        rows = [f"- **{first}.** {rest}{'.' * bool(rest)}".rstrip() for first, _, rest in opened]
+        lines += [f"### {head}", "", *rows, ""]
     return [*lines, said["runs"]]
 
 

@@ -12,7 +12,13 @@ SHOWN = None
 SPREAD = None
 PARTS = {"The paper's accuracies and ours": headline, "Accuracy over the rank of gradients": accuracy_vs_rank}
 PARTS["Accuracy over the rank of updates"] = updates
-HELDOUT = "What foretells a new net's gains?"
+HELDOUT = "Gains told by a fit to the other nets"
+NAMED = {
+    "gradient_rank": "rank of gradients, by layer", "whole_gradient_rank": "rank of gradients, whole net",
+    "error_rank": "rank of errors, pooled", "batch_error_rank": "rank of errors, one batch",
+    "activation_rank": "rank of activations", "update_rank": "rank of updates", "relative_update": "size of steps",
+    "alignment": "cosine with BP's gradient", "train_loss": "training loss",
+}  # fmt: skip
 
 
 def data(tables):
@@ -31,9 +37,9 @@ def told(axes, table, looks):
         at, look = part["predictor"].map(order.index) + 0.22 * (row - 1), {"edgecolor": "black", "linewidth": 0.9}
         look |= {"facecolor": ("black", "white", "0.6")[row % 3], "marker": "os^"[row % 3]}
         axes.scatter(part["r2"].clip(lower=-1), at, 16, label=f"the {drawing.NETS.get(net, net)}", **look)
-    axes.set(xlim=(-1.1, 1.05), xlabel="R² on a net that the fit left out", ylim=(len(order) - 0.5, -0.5))
+    axes.set(xlim=(-1.1, 1.05), xlabel="R² (grey: worse than guessing no gain)", ylim=(len(order) - 0.5, -0.5))
     axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["≤ −1", "−0.5", "0", "0.5", "1"])
-    axes.set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
+    axes.set_yticks(range(len(order)), [NAMED[name] for name in order])
     return axes.get_legend_handles_labels()[0]
 
 
@@ -57,8 +63,9 @@ def draw(table, looks):
 def caption(table):
     parts = dict([*table.groupby("part", sort=False)])
     rank = parts[[*PARTS][1]].assign(arm=lambda t: t["own"])
-    said = [f"{title}: {PARTS[title].finding(part)}." for title, part in parts.items() if title != HELDOUT]
+    named = [title for title in parts if title != HELDOUT and PARTS[title] is not accuracy_vs_rank]  # that is the title
+    said = [f"{title}: {PARTS[title].finding(parts[title])}." for title in named]
     said += [f"{panel}: {both}." for panel, both in accuracy_vs_rank.told(rank, interval).items()]
-    said += ["A point is a run, a line the slope within an algorithm."]
-    fit = f"{HELDOUT} R² by a fit to the other nets: 1 tells all, below 0 (grey) a guess of no gain is better."
+    said += ["A point is a run, a short line the slope within an algorithm, over the logarithm of the rank."]
+    fit = f"{HELDOUT}: R² in a net, of a line through the gains in the others; 1 tells all of them, 0 none."
     return " ".join([*said, *[fit] * (HELDOUT in parts), drawing.standing(rank, "", finished)])
