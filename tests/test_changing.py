@@ -1,4 +1,4 @@
-"""CONTRIBUTING's "Changing it", followed to the letter: every addition made in the files that it names, and in no other."""
+"""The section "Changing it" followed to the letter: every addition made in the files that it names, and in no other."""
 
 import re
 from pathlib import Path
