@@ -554,7 +554,7 @@ def test_the_summary_has_a_panel_for_all_that_the_preset_has_data_for(draw, tmp_
         "The paper's accuracies and ours",
         "Accuracy over the rank of gradients",
         "Accuracy over the rank of updates",
-        "What foretells a new net's gains?",
+        "Gains told from the other nets",
     ]
     headline, _, dials, told = panels(made)
     check(dots(headline), of(tables, "resnet18", fa=0, fa_bn=1, fa_muon=2, fa_both=3))

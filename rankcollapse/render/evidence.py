@@ -89,6 +89,6 @@ def _runs(found: Evidence, preset: str, folder: Path) -> None:
     for outcome, count in {"finished": 0, "diverged": 0, "missing": 0, **about["runs"]}.items():
         found.add(f"{preset}/runs/{outcome}", count)
     found.add(f"{preset}/runs/core hours", about["run_seconds"] / 3600, number(about["run_seconds"] / 3600))
-    for key in ("device", "precision", "finished"):
+    for key in ("device", "precision"):
         value = about.get(key, [])
         found.add(f"{preset}/runs/{key}", "; ".join([value] if isinstance(value, str) else value))

@@ -12,12 +12,12 @@ SHOWN = None
 SPREAD = None
 PARTS = {"The paper's accuracies and ours": headline, "Accuracy over the rank of gradients": accuracy_vs_rank}
 PARTS["Accuracy over the rank of updates"] = updates
-HELDOUT = "Gains told by a fit to the other nets"
+HELDOUT = "Gains told from the other nets"
 NAMED = {
-    "gradient_rank": "rank of gradients, by layer", "whole_gradient_rank": "rank of gradients, whole net",
-    "error_rank": "rank of errors, pooled", "batch_error_rank": "rank of errors, one batch",
-    "activation_rank": "rank of activations", "update_rank": "rank of updates", "relative_update": "size of steps",
-    "alignment": "cosine with BP's gradient", "train_loss": "training loss",
+    "gradient_rank": "gradient rank, layers", "whole_gradient_rank": "gradient rank, net",
+    "error_rank": "error rank, pooled", "batch_error_rank": "error rank, batch", "activation_rank": "activation rank",
+    "update_rank": "update rank", "relative_update": "size of steps", "alignment": "cosine with BP",
+    "train_loss": "training loss",
 }  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def told(axes, table, looks):
         at, look = part["predictor"].map(order.index) + 0.22 * (row - 1), {"edgecolor": "black", "linewidth": 0.9}
         look |= {"facecolor": ("black", "white", "0.6")[row % 3], "marker": "os^"[row % 3]}
         axes.scatter(part["r2"].clip(lower=-1), at, 16, label=f"the {drawing.NETS.get(net, net)}", **look)
-    axes.set(xlim=(-1.1, 1.05), xlabel="R² (grey: worse than guessing no gain)", ylim=(len(order) - 0.5, -0.5))
+    axes.set(xlim=(-1.1, 1.05), xlabel="R² (grey: worse than no guess)", ylim=(len(order) - 0.5, -0.5))
     axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["≤ −1", "−0.5", "0", "0.5", "1"])
     axes.set_yticks(range(len(order)), [NAMED[name] for name in order])
     return axes.get_legend_handles_labels()[0]
@@ -67,5 +67,5 @@ def caption(table):
     said = [f"{title}: {PARTS[title].finding(parts[title])}." for title in named]
     said += [f"{panel}: {both}." for panel, both in accuracy_vs_rank.told(rank, interval).items()]
     said += ["A point is a run, a short line the slope within an algorithm, over the logarithm of the rank."]
-    fit = f"{HELDOUT}: R² in a net, of a line through the gains in the others; 1 tells all of them, 0 none."
+    fit = f"{HELDOUT}: R² in a net, of a line through the gains in the others, over each quantity; 1 tells all, 0 none."
     return " ".join([*said, *[fit] * (HELDOUT in parts), drawing.standing(rank, "", finished)])
