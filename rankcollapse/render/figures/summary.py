@@ -66,6 +66,6 @@ def caption(table):
     named = [title for title in parts if title != HELDOUT and PARTS[title] is not accuracy_vs_rank]  # that is the title
     said = [f"{title}: {PARTS[title].finding(parts[title])}." for title in named]
     said += [f"{panel}: {both}." for panel, both in accuracy_vs_rank.told(rank, interval).items()]
-    said += ["A point is a run, a short line the slope within an algorithm, over the logarithm of the rank."]
+    said += ["A point is a run, a line the slope within an algorithm."]
     fit = f"{HELDOUT}: R² in a net, of a line through the gains in the others, over each quantity; 1 tells all, 0 none."
     return " ".join([*said, *[fit] * (HELDOUT in parts), drawing.standing(rank, "", finished)])
