@@ -11,7 +11,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure, SubFigure
@@ -26,11 +25,11 @@ from rankcollapse.experiment.datasets import SETS
 from rankcollapse.render.claims import reading
 from rankcollapse.render.figures import NOTHING, titles
 from rankcollapse.render.joined import joined
-from rankcollapse.render.tables import ARM, KEYS, Tables, ended, finished, load, select
+from rankcollapse.render.tables import ARM, KEYS, Tables, ended, finished, load, published, select
 from rankcollapse.render.text import interval, number
 from rankcollapse.render.text import over as told
 
-PUBLISHED = Path(__file__).parents[2] / "paper" / "published.yaml"
+TEXTS = Path(__file__).parents[2] / "paper"
 WIDTH = 6.9  # inches: the text width of the paper, so that type is printed in the size given here
 PAGE = 8.2  # inches: what a page holds above a caption
 SMALL = 7  # points: the smallest type
@@ -69,8 +68,7 @@ def labelled(folder: Path, tuned: Path, arms: dict, studies: dict, shown: dict) 
     tables = load(folder, tuned)
     runs, order = tables["runs"], {"study": [*studies], "arm": [*arms]}
     runs = runs.assign(**{key: value for key, value in RunConfig().model_dump().items() if key not in runs})
-    theirs = DataFrame(yaml.safe_load(PUBLISHED.read_text(encoding="utf-8")))
-    runs = runs.merge(theirs, how="left", on=["dataset", "architecture", "arm"]).assign(algorithm=runs["arm"])
+    runs = runs.merge(published(TEXTS), how="left", on=["dataset", "architecture", "arm"]).assign(algorithm=runs["arm"])
     runs["paper_percent"] = runs["paper_percent"].where(runs["train_images"].isna())
     runs["shown"] = [arm in shown.get(study, []) for study, arm in zip(runs["study"], runs["arm"], strict=True)]
     runs["in_view"] = runs.groupby("study")["shown"].transform("any")
