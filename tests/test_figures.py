@@ -576,8 +576,8 @@ UP, NO, DOWN = (0.5, 0.3, 0.7), (0.1, -0.1, 0.3), (-0.5, -0.7, -0.3)  # a correl
 @pytest.mark.parametrize(
     ("between", "within", "words"),
     [
-        ([UP], [NO], ("goes with rank", "does not")),
-        ([NO], [UP], ("does not go with rank", "goes with it")),
+        ([UP], [NO], ("goes with rank", "no link is shown")),
+        ([NO], [UP], ("is not shown to go with rank", "it does so too")),
         ([DOWN], [DOWN], ("goes against rank", "goes against it")),
         ([UP, NO], [NO, DOWN], ("goes with rank in 1 of 2 nets", "goes against it in 1 of 2 nets")),
     ],
@@ -590,7 +590,7 @@ def test_the_finding_is_worded_by_the_signs_of_intervals_that_exclude_0(between,
         for net in range(len(between))
     ]
     monkeypatch.setattr(accuracy_vs_rank, "found", lambda table: dict(enumerate(nets)))
-    said = f"Between algorithms accuracy {words[0]}, within one it {words[1]}"
+    said = f"Between algorithms accuracy {words[0]}, within one {words[1]}"
     assert accuracy_vs_rank.finding(None) == said
 
 

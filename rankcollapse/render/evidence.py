@@ -2,11 +2,11 @@
 
 quick                              `there`, if the preset has summaries
 quick/muon-cnn                     a claim: its verdict, and as text the difference with its interval
-quick/muon-cnn.control_difference  any other column of claims.csv
+quick/muon-cnn.control_difference  any other column of claims.csv; .size is the difference without its sign
 quick/cnn4/fa                      an arm of a study: its test accuracy; .lr, or any column of accuracy.csv
 quick/heldout/train_loss/mlp       R² of a measure for an architecture that it was not fitted on, of heldout.csv
 quick/rank and accuracy/cnn4       their correlation between arms; .within them, .given_loss; of mediation.csv
-quick/count/FAMILY/VERDICT         claims of a family with a verdict; FAMILY/all: but those true by construction
+quick/count/FAMILY/VERDICT         claims of a family with a verdict, or a source; FAMILY/all: but those by construction
 quick/runs/planned                 of provenance.json; also `core hours`
 """
 
@@ -18,7 +18,7 @@ import pandas as pd
 from rankcollapse.experiment import config
 from rankcollapse.experiment.collect import read
 from rankcollapse.render.tables import select
-from rankcollapse.render.text import number, shown
+from rankcollapse.render.text import interval, number, shown
 
 TRAJECTORY = {"quantity": "gradient_trajectory", "layer": "all", "scope": "cumulative", "measure": "entropy_s2"}
 
@@ -51,10 +51,14 @@ def _claims(found: Evidence, preset: str, claims: pd.DataFrame) -> None:
     claims = claims[claims["verdict"] != "not tested"]
     for raw, text in zip(claims.to_dict("records"), shown(claims, {}).to_dict("records"), strict=True):
         found.add(f"{preset}/{raw['id']}", raw["verdict"], text["difference"])
+        ends = sorted(abs(raw[end]) for end in ("low", "high"))
+        found.add(f"{preset}/{raw['id']}.size", abs(raw["difference"]), interval(abs(raw["difference"]), *ends))
         for column, words in {**text, "verdict": raw["verdict"]}.items():  # in words, without a mark
             found.add(f"{preset}/{raw['id']}.{column}", raw[column], words)
     for family, rows in claims[claims["structural"].isna()].groupby("family"):
         found.add(f"{preset}/count/{family}/all", len(rows))
+        for source in ("abstract", "summary"):
+            found.add(f"{preset}/count/{family}/{source}", int((rows["source"] == source).sum()))
         for verdict in ("reproduced", "not reproduced", "explained by the control", "inconclusive", "better", "worse"):
             found.add(f"{preset}/count/{family}/{verdict}", int((rows["verdict"] == verdict).sum()))
 

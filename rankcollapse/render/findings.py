@@ -72,6 +72,7 @@ def depth_table(shown: pd.DataFrame) -> list[list[str]]:
         if row.difference_finished != row.difference:
             said += f"; n = {row.n}, finished alone {row.n_finished}: {row.difference_finished}"
         found.setdefault((row.left, row.right, row.frozen), {})[row.study] = said
+    found = {names: mine for names, mine in found.items() if {*mine.values()} != {"not tested"}}
     head = ["trained net", "frozen net", "what learns in it", *studies]
     cells = [[*names, *(mine.get(study, NONE) for study in studies)] for names, mine in found.items()]
     return [head, *cells] if studies else []

@@ -25,7 +25,11 @@ Tables = dict[str, pd.DataFrame]
 
 
 def load(folder: Path, tuned: Path | None = None) -> Tables:
-    """All, by name, and the choices. Accuracies are in %; a row has its run's outcome, and with a step its epoch."""
+    """All, by name, and the choices. Accuracies are in %; a row has its run's outcome, and with a step its epoch.
+
+    The gradients of a net of which a part is frozen are those of the rest, another matrix than the whole net's: their
+    rank has no row for the layer `all`.
+    """
     tables = {name.split(".")[0]: read(folder / name) for name in FILES}
     runs, epochs = tables["runs"], tables["epochs"]
     per_epoch = (epochs["step"] / epochs["epoch"]).groupby([epochs[key] for key in ARM]).first().rename("per_epoch")
@@ -38,7 +42,16 @@ def load(folder: Path, tuned: Path | None = None) -> Tables:
         accuracies = [column for column in table if column.endswith("_accuracy")]
         tables[name] = table.assign(**{column: 100 * table[column] for column in accuracies})
     tables["alignment"] = strike(tables["alignment"], tables["norms"])
+    tables["ranks"] = of_whole_nets(tables["ranks"], runs)
     return tables if tuned is None else {**tables, "tuned": read(tuned).assign(edge=lambda t: t["edge"].fillna(""))}
+
+
+def of_whole_nets(ranks: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Without the trajectories of the layer `all` of which some matrices have no part."""
+    partial = runs["rule"].str.startswith("frozen") | runs["learning_blocks"].notna()
+    arms = pd.MultiIndex.from_frame(runs.loc[partial, ARM].drop_duplicates())
+    whole = ranks["layer"].eq("all") & ranks["quantity"].eq("gradient_trajectory")
+    return ranks[~(whole & pd.MultiIndex.from_frame(ranks[ARM]).isin(arms))]
 
 
 def published(texts: Path) -> pd.DataFrame:

@@ -12,8 +12,8 @@ SPREAD = ""
 MEASURE, XY = "entropy_s2", ["log_rank", "test_accuracy"]
 # By the sign of a correlation whose interval excludes 0, and by 0 for one whose does not.
 SAID = {
-    "between": {1: "goes with rank", 0: "does not go with rank", -1: "goes against rank"},
-    "within": {1: "goes with it", 0: "does not", -1: "goes against it"},
+    "between": {1: "goes with rank", 0: "is not shown to go with rank", -1: "goes against rank"},
+    "within": {1: "it does so too", 0: "no link is shown", -1: "it goes against it"},
 }
 
 
@@ -47,7 +47,7 @@ def finding(table):
         signs = [int(net[f"{side}_low"] > 0) - int(net[f"{side}_high"] < 0) for net in nets if np.isfinite(net[side])]
         some = [f"{words[sign]} in {signs.count(sign)} of {len(signs)} nets" for sign in (1, -1) if sign in signs]
         parts += [words[signs[0]] if len({*signs}) == 1 else " and ".join(some)] * (len(signs) > 0)
-    return f"Between algorithms accuracy {', within one it '.join(parts)}" if parts else "Too few algorithms"
+    return f"Between algorithms accuracy {', within one '.join(parts)}" if parts else "Too few algorithms"
 
 
 def panel(axes, table, looks):
@@ -78,5 +78,6 @@ def caption(table):
     return (
         f"Test accuracy over the effective rank ({drawing.MEASURES[MEASURE]}, logarithmic axis) of all gradients of a "
         f"run. A point is a run, a line the slope within an algorithm. ρ is Pearson's, of means of algorithms or "
-        f"within them, with 95 % intervals of a bootstrap. {nets or 'There are too few algorithms'}."
+        f"within them, with 95 % intervals of a bootstrap. Nets with frozen weights have no such rank. "
+        f"{nets or 'There are too few algorithms'}."
     )
