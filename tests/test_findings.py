@@ -71,6 +71,8 @@ def test_every_name_in_the_committed_sentences_exists_in_some_preset():
             "inconclusive",
             "better",
             "worse",
+            "abstract",
+            "summary",
         ]
         names |= {f"{preset}/count/{family}/{verdict}" for family in families for verdict in verdicts}
         names |= {f"{preset}/heldout/{each}/{net}" for each in PREDICTORS for net in ("cnn4", "resnet18", "mlp")}
