@@ -84,6 +84,12 @@ def test_every_name_in_the_committed_sentences_exists_in_some_preset():
     assert {name for name in used if name not in names and re.sub(r"\.\w+$", "", name) not in names} == set()
 
 
+def test_a_case_that_always_holds_is_the_last_of_its_finding():
+    """Those behind it would never be said."""
+    for name, cases in findings.read_findings(STATED).items():
+        assert all(case.when for case in cases[:-1]), name
+
+
 def overlaid(preset: str) -> dict:
     """A preset's overlay on config.yaml, as Snakemake lays it."""
     return {**config.read(ROOT / "config.yaml"), **config.read(ROOT / "presets" / f"{preset}.yaml")}
