@@ -291,13 +291,10 @@ def test_finished_runs_are_points_beside_rank_and_diverged_ones_crosses_and_an_a
     runs = tables["runs"].query(f"study == '{study}'").assign(percent=lambda r: 100 * r["test_accuracy"])
     ranks = tables["ranks"].query(f"study == '{study}' and quantity == 'gradient_trajectory' and step == 20")
     ranks = ranks.query("scope == 'cumulative'")[["arm", "seed", "entropy_s2"]]
-    runs = runs.merge(ranks).query("outcome == 'finished' and arm in @arms")
+    runs = runs.merge(ranks).query("outcome == 'finished' and arm in @arms and not rule.str.startswith('frozen')")
     points = drawn_points(axes)
-    assert points.keys() == {FROZEN_NETS, *map(colour, LEARNING)}
+    assert points.keys() == {*map(colour, LEARNING)}, "of a frozen net there are no gradients of the whole"
     assert crosses(axes) == [colour("fa")]
-    np.testing.assert_allclose(
-        np.sort(points[FROZEN_NETS][:, 1]), np.sort(runs[runs["arm"].isin(FROZEN.keys())]["percent"])
-    )
     for arm in arms - FROZEN.keys():
         mine = runs[runs["arm"] == arm]
         np.testing.assert_allclose(
@@ -540,7 +537,7 @@ def test_accuracy_and_gradient_rank_go_over_depth(draw):
     )
     last = last.query("arm != 'bp' or seed > 0").groupby("arm")["entropy_s2"]
     found = dots(ranks)
-    for arm in STUDIES["deep"]:
+    for arm in STUDIES["deep"].keys() - {"frozen"}:  # of which there is no gradient of the whole net
         np.testing.assert_allclose(found[colour(arm), 6], sure(last.get_group(arm)))
     fa = 100 * tables["runs"].query("study == 'deep' and arm == 'fa'")["test_accuracy"]
     assert f"MLP, CIFAR-10 {over(fa)} with 6" in caption
@@ -578,8 +575,8 @@ UP, NO, DOWN = (0.5, 0.3, 0.7), (0.1, -0.1, 0.3), (-0.5, -0.7, -0.3)  # a correl
     [
         ([UP], [NO], ("goes with rank", "no link is shown")),
         ([NO], [UP], ("is not shown to go with rank", "it does so too")),
-        ([DOWN], [DOWN], ("goes against rank", "goes against it")),
-        ([UP, NO], [NO, DOWN], ("goes with rank in 1 of 2 nets", "goes against it in 1 of 2 nets")),
+        ([DOWN], [DOWN], ("goes against rank", "it goes against it")),
+        ([UP, NO], [NO, DOWN], ("goes with rank in 1 of 2 nets", "it goes against it in 1 of 2 nets")),
     ],
 )
 def test_the_finding_is_worded_by_the_signs_of_intervals_that_exclude_0(between, within, words, monkeypatch):
