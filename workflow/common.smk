@@ -54,7 +54,10 @@ PLAN = f"{RESULTS}/plan.json"  # made by no job; training is not to wait for it,
 TUNED = GRID.tuned or f"{RESULTS}/tuned.csv"
 TABLES = ["runs.csv", "epochs.csv", "ranks.csv.gz", "alignment.csv.gz", "norms.csv.gz"]
 TABLES = [f"{RESULTS}/tables/{name}" for name in TABLES]
-CHOSEN = [] if GRID.tuned else [TUNED] if RENDER_ONLY else [TUNED, f"{RESULTS}/candidates.csv"]  # what tuning makes
+CANDIDATES_TABLE = f"{RESULTS}/candidates.csv"
+CHOSEN = [] if GRID.tuned else [TUNED, CANDIDATES_TABLE]  # what tuning makes
+if RENDER_ONLY and not os.path.exists(CANDIDATES_TABLE):
+    CHOSEN = CHOSEN[:1]
 READY = "data/ready"
 KEPT = f"{RESULTS}/.kept"  # with keep: the tables as they are before a job, which Snakemake begins by deleting them
 
