@@ -54,10 +54,9 @@ PLAN = f"{RESULTS}/plan.json"  # made by no job; training is not to wait for it,
 TUNED = GRID.tuned or f"{RESULTS}/tuned.csv"
 TABLES = ["runs.csv", "epochs.csv", "ranks.csv.gz", "alignment.csv.gz", "norms.csv.gz"]
 TABLES = [f"{RESULTS}/tables/{name}" for name in TABLES]
-CANDIDATES_TABLE = f"{RESULTS}/candidates.csv"
-CHOSEN = [] if GRID.tuned else [TUNED, CANDIDATES_TABLE]  # what tuning makes
-if RENDER_ONLY and not os.path.exists(CANDIDATES_TABLE):
-    CHOSEN = CHOSEN[:1]
+CHOSEN = [] if GRID.tuned else [TUNED, f"{RESULTS}/candidates.csv"]  # what tuning makes
+if RENDER_ONLY:
+    CHOSEN = [path for path in CHOSEN if os.path.exists(path)]
 READY = "data/ready"
 KEPT = f"{RESULTS}/.kept"  # with keep: the tables as they are before a job, which Snakemake begins by deleting them
 

@@ -1,7 +1,7 @@
 """The command line: `python -m rankcollapse.render summarise | figure | pages | paper RESULTS`, and `readme`.
 
 RESULTS is the folder of a preset with its tables and names.json, which snakemake writes: what things are called in it,
-and look like. Figures go to figures/<preset>, the paper to paper/<preset>.
+and look like. Figures go to figures/<preset>, the report where together.place says.
 """
 
 import argparse
