@@ -439,6 +439,11 @@ def test_an_identity_counts_all_that_training_imports_but_what_changes_no_bit_or
     assert identity.MEASURES == ("library/ranks.py",)
 
 
+def test_only_the_code_of_today_keeps_the_hash_of_an_earlier_one():
+    """The next change to what trains makes new runs, unless its author says that they are the same."""
+    assert set(identity.KEEPS) <= {identity.code(identity.TRAINING)}
+
+
 def test_a_hash_of_code_follows_every_line_of_it_and_no_comment_docstring_or_layout(hashed):
     code, copy = hashed
     for name in (*identity.TRAINING, *identity.MEASURES):
