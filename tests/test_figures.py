@@ -587,7 +587,7 @@ def test_the_finding_is_worded_by_the_signs_of_intervals_that_exclude_0(between,
         for net in range(len(between))
     ]
     monkeypatch.setattr(accuracy_vs_rank, "found", lambda table: dict(enumerate(nets)))
-    said = f"Between algorithms accuracy {words[0]}, within one {words[1]}"
+    said = f"Between methods accuracy {words[0]}, within one {words[1]}"
     assert accuracy_vs_rank.finding(None) == said
 
 

@@ -5,7 +5,7 @@ quick/muon-cnn                     a claim: its verdict, and as text the differe
 quick/muon-cnn.control_difference  any other column of claims.csv; .size is the difference without its sign
 quick/cnn4/fa                      an arm of a study: its test accuracy; .lr, or any column of accuracy.csv
 quick/heldout/train_loss/mlp       R² of a measure for an architecture that it was not fitted on, of heldout.csv
-quick/rank and accuracy/cnn4       their correlation between arms; .within them, .given_loss; of mediation.csv
+quick/rank and accuracy/cnn4       their correlation between .arms; .within them, .given_loss; of mediation.csv
 quick/count/FAMILY/VERDICT         claims of a family with a verdict, or a source; FAMILY/all: but those by construction
 quick/runs/planned                 of provenance.json; also `core hours`
 """
@@ -78,6 +78,7 @@ def _predictors(found: Evidence, preset: str, summary: Path) -> None:
     for row in select(read(summary / "mediation.csv"), **TRAJECTORY).itertuples():
         name = f"{preset}/rank and accuracy/{row.study}"
         found.add(name, row.between, _correlation(row.between, row.between_low, row.between_high))
+        found.add(f"{name}.arms", row.arms)
         found.add(f"{name}.within", row.within, _correlation(row.within, row.within_low, row.within_high))
         found.add(
             f"{name}.given_loss", row.given_loss, _correlation(row.given_loss, row.given_loss_low, row.given_loss_high)

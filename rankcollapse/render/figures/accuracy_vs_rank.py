@@ -47,7 +47,7 @@ def finding(table):
         signs = [int(net[f"{side}_low"] > 0) - int(net[f"{side}_high"] < 0) for net in nets if np.isfinite(net[side])]
         some = [f"{words[sign]} in {signs.count(sign)} of {len(signs)} nets" for sign in (1, -1) if sign in signs]
         parts += [words[signs[0]] if len({*signs}) == 1 else " and ".join(some)] * (len(signs) > 0)
-    return f"Between algorithms accuracy {', within one '.join(parts)}" if parts else "Too few algorithms"
+    return f"Between methods accuracy {', within one '.join(parts)}" if parts else "Too few methods"
 
 
 def panel(axes, table, looks):
@@ -77,7 +77,7 @@ def caption(table):
     nets = "; ".join(f"{panel}, {both}" for panel, both in told(table, interval).items())
     return (
         f"Test accuracy over the effective rank ({drawing.MEASURES[MEASURE]}, logarithmic axis) of all gradients of a "
-        f"run. A point is a run, a line the slope within an algorithm. ρ is Pearson's, of means of algorithms or "
+        f"run. A point is a run, a line the slope within a method. ρ is Pearson's, of means of methods or "
         f"within them, with 95 % intervals of a bootstrap. Nets with frozen weights have no such rank. "
-        f"{nets or 'There are too few algorithms'}."
+        f"{nets or 'There are too few methods'}."
     )

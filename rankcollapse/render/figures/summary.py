@@ -66,6 +66,6 @@ def caption(table):
     named = [title for title in parts if title != HELDOUT and PARTS[title] is not accuracy_vs_rank]  # that is the title
     said = [f"{title}: {PARTS[title].finding(parts[title])}." for title in named]
     said += [f"{panel}: {both}." for panel, both in accuracy_vs_rank.told(rank, interval).items()]
-    said += ["A point is a run, a line the slope within an algorithm."]
-    fit = f"{HELDOUT}: R² in a net, of a line through the gains in the others, over each quantity; 1 tells all, 0 none."
+    said += ["Points are runs, lines the slopes within a method; ρ is a correlation."]
+    fit = f"{HELDOUT}: R² of a line through the gains in the others, over each quantity (1: told exactly, 0: not at all)."
     return " ".join([*said, *[fit] * (HELDOUT in parts), drawing.standing(rank, "", finished)])
