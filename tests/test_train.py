@@ -155,6 +155,15 @@ def test_a_run_neither_hears_nor_touches_the_callers_state(tiny, run, tmp_path, 
 # ---- training is what it says ----
 
 
+def test_while_a_run_trains_numbers_below_the_normal_ones_are_zeros_on_a_cpu():
+    """They would slow matrix products 10 to 25 times where units are dead."""
+    least = torch.tensor([torch.finfo(torch.float32).tiny])
+    with deterministic():
+        assert not (least / 2).any()
+        assert least.any()
+    assert (least / 2).any(), "put back"
+
+
 def test_every_rate_rises_along_a_line_in_the_epochs_of_warm_up_and_falls_along_a_cosine(tiny, new_state):
     """Ten steps an epoch: 1/21 to 20/21 of the peak, then all of it, and half of it midway."""
     state, rates = new_state(tiny(optimizer="muon", normalization="batch", epochs=6, warmup=2, lr=0.5)), []

@@ -326,6 +326,23 @@ def test_what_stands_in_kept_tables_under_its_identity_counts_as_made(project, e
     pd.testing.assert_frame_equal(now[now["seed"] < 2].reset_index(drop=True), before)
 
 
+def test_a_part_of_a_grid_that_was_trained_first_counts_for_the_whole(edited):
+    """By a copy of the preset with fewer studies. Of the others not even the tuning is there."""
+    shutil.rmtree(edited / "results/tiny")
+    studies = yaml.safe_load((edited / "tests/tiny.yaml").read_text(encoding="utf-8"))["studies"]
+    part = overlay(edited, "part.yaml", studies=studies[1:])
+    done(edited, "--cores", "2", "--configfile", part, "--until", "collect")
+    said = done(edited, *TINY, "--config", "keep=true", "allow_missing=true")
+    assert not re.search(r"rule (candidate|train):", said)
+    runs = pd.read_csv(edited / "results/tiny/tables/runs.csv", dtype=str)
+    assert {*runs.loc[runs["outcome"] == "missing", "study"]} == {"mlp"}
+    assert {*runs.loc[runs["outcome"] == "finished", "study"]} == {"intervention"}
+    assert (edited / "paper/tiny/replication.pdf").exists()
+    accuracy = pd.read_csv(edited / "results/tiny/summary/accuracy.csv").set_index(["study", "arm"])["n"]
+    assert accuracy["intervention", "bp"] == 2
+    assert accuracy["mlp", "fa"] == 0
+
+
 def test_tables_are_kept_together_or_not_at_all(edited):
     """Those of an earlier call stay while one of this call's is lost: rows of two calls may be of two identities."""
     tables, kept = edited / "results/tiny/tables", edited / "results/tiny/.kept"
