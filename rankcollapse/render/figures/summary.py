@@ -67,5 +67,5 @@ def caption(table):
     said = [f"{title}: {PARTS[title].finding(parts[title])}." for title in named]
     said += [f"{panel}: {both}." for panel, both in accuracy_vs_rank.told(rank, interval).items()]
     said += ["Points are runs, lines the slopes within a method; ρ is a correlation."]
-    fit = f"{HELDOUT}: R² of a line through the gains in the others, over each quantity (1: exact, 0: no better than none)."
+    fit = f"{HELDOUT}: R² of a line through the gains in the others, over each quantity (1: exact, 0: worthless)."
     return " ".join([*said, *[fit] * (HELDOUT in parts), drawing.standing(rank, "", finished)])
