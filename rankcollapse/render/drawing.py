@@ -39,6 +39,7 @@ PAPER = {"color": "black", "marker": "D", "fillstyle": "none", "markersize": 4.5
 PAPER |= {"label": "the paper's, by an unverified note"}
 DOTTED = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (1, 2)), "zorder": 0}
 TITLE = {"loc": "left", "fontsize": SMALL, "fontweight": "bold", "linespacing": 1.6}
+MANY = 6  # arms, for a caption to name them
 FROZEN, OTHERS = "hidden weights frozen", "other methods"
 GROUPS = {FROZEN: ("#b8860b", "P", ""), OTHERS: ("#cccccc", "o", "")}  # colour, marker and dashes of arms in one
 NETS = {"mlp": "MLP", "cnn": "CNN", "cnn4": "CNN", "resnet18": "ResNet-18"}  # architectures, as people call them
@@ -160,9 +161,13 @@ def under(ends: DataFrame, value: str) -> str:
 
 
 def lost(runs: DataFrame) -> str:
-    """`; 2 diverged (FA, FA + BN); 1 missing (BP)`, or nothing."""
+    """`; 2 diverged (FA, FA + BN); 1 missing (BP)`, or nothing; of more than MANY arms their number."""
     parts = [(outcome, select(runs, outcome=outcome)["arm"]) for outcome in ("diverged", "missing")]
-    return "".join(f"; {len(arms)} {outcome} ({', '.join(arms.unique())})" for outcome, arms in parts if len(arms))
+    return "".join(f"; {len(arms)} {outcome} ({_listed(arms.unique())})" for outcome, arms in parts if len(arms))
+
+
+def _listed(arms: list[str]) -> str:
+    return ", ".join(arms) if len(arms) <= MANY else f"of {len(arms)} arms"
 
 
 def standing(runs: DataFrame, spread: str, over: Callable) -> str:
