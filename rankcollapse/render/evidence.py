@@ -51,7 +51,7 @@ def _claims(found: Evidence, preset: str, claims: pd.DataFrame) -> None:
     claims = claims[claims["verdict"] != "not tested"]
     for raw, text in zip(claims.to_dict("records"), shown(claims, {}).to_dict("records"), strict=True):
         found.add(f"{preset}/{raw['id']}", raw["verdict"], text["difference"])
-        ends = sorted(abs(raw[end]) for end in ("low", "high"))
+        ends = (raw["low"], raw["high"]) if raw["difference"] >= 0 else (-raw["high"], -raw["low"])
         found.add(f"{preset}/{raw['id']}.size", abs(raw["difference"]), interval(abs(raw["difference"]), *ends))
         for column, words in {**text, "verdict": raw["verdict"]}.items():  # in words, without a mark
             found.add(f"{preset}/{raw['id']}.{column}", raw[column], words)
