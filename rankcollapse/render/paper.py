@@ -19,6 +19,7 @@ FIRST = {
     "headline": "full",
     "summary": "why",
     "accuracy_vs_rank": "why",
+    "interaction": "why",
 }  # whose figure the text has; else of the first
 
 
