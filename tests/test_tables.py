@@ -681,7 +681,9 @@ def test_the_commit_is_marked_dirty_by_code_and_not_by_results(tmp_path):
 def test_the_generated_blocks_follow_the_tables_and_check_notices_a_change(tmp_path, monkeypatch, capsys):
     for name, page in readme.PAGES.items():
         files.write_text(tmp_path / page, f"before\n{blocks(tmp_path, name)}after\n")
-    shutil.copytree(QUICK, tmp_path / "results" / "quick", ignore=shutil.ignore_patterns("tables"))
+    for preset in ("quick", "full", "why"):
+        committed = QUICK.parent / preset
+        shutil.copytree(committed, tmp_path / "results" / preset, ignore=shutil.ignore_patterns("tables"))
     (tmp_path / "paper").symlink_to(TEXTS)
     monkeypatch.chdir(tmp_path)
     assert main(["readme", "--check"]) == 2
