@@ -182,8 +182,8 @@ def test_newton_schulz_in_float32_is_exact_to_a_thousandth_and_in_bfloat16_is_no
         assert found.dtype == torch.float32
         assert distance(found, expected) < 1e-3
         assert float((found - expected).abs().max()) < 1e-3
-    if min(shape) > updates.SMALL and kind != "flat":  # of which bfloat16 too is nearly exact
-        assert distance(orthogonalise(matrix.to(device), steps).cpu(), expected) > 1e-3
+    if min(shape) > updates.SMALL:  # of a flat spectrum bfloat16 too is nearly exact
+        assert distance(orthogonalise(matrix.to(device), steps).cpu(), expected) > (1e-4 if kind == "flat" else 1e-3)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 6, 10])
