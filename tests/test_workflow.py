@@ -341,6 +341,12 @@ def test_a_part_of_a_grid_that_was_trained_first_counts_for_the_whole(edited):
     accuracy = pd.read_csv(edited / "results/tiny/summary/accuracy.csv").set_index(["study", "arm"])["n"]
     assert accuracy["intervention", "bp"] == 2
     assert accuracy["mlp", "fa"] == 0
+    shutil.rmtree(edited / "results/tiny/runs")  # as in a clone of what was committed of it
+    said = done(edited, *TINY, "--config", "keep=true", "--until", "collect")
+    assert len(re.findall(r"rule candidate:", said)) == 6, "the three of the other study, and their checks"
+    runs = pd.read_csv(edited / "results/tiny/tables/runs.csv", dtype=str)
+    assert {*runs["outcome"]} == {"finished"}
+    assert {path.parts[-5] for path in (edited / "results/tiny/runs").rglob("run.json")} == {"mlp"}
 
 
 def test_tables_are_kept_together_or_not_at_all(edited):

@@ -218,8 +218,12 @@ def finished_runs(wildcards):
 
 
 def begun_candidates(wildcards):
-    """run.json of those that have a folder: a damaged one is made again, though the tables that were made of it stand."""
-    return [path for path in map(made, CANDIDATES) if os.path.isdir(os.path.dirname(path))]
+    """run.json of those that have a folder: a damaged one is made again, though the tables that were made of it stand.
+
+    With keep also of those that the kept table does not have, for the same reason: it stands when a part of a grid is done.
+    """
+    begun = [path for path in map(made, CANDIDATES) if os.path.isdir(os.path.dirname(path))]
+    return [*dict.fromkeys([*begun, *(wanted(CANDIDATES, "candidates.csv") if GRID.keep else [])])]
 
 
 # ---- before the first job ----
