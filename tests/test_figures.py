@@ -14,7 +14,7 @@ from scipy import stats
 
 from rankcollapse.render import drawing
 from rankcollapse.render import tables as tidy
-from rankcollapse.render.figures import accuracy_vs_rank, drawn, feedback, interaction, titles, updates
+from rankcollapse.render.figures import accuracy_vs_rank, drawn, feedback, interaction, rules, titles, updates
 from rankcollapse.render.joined import heldout, joined
 from rankcollapse.render.text import interval, number, over
 
@@ -33,6 +33,7 @@ FROZEN = {
 LADDER = {"fa+bn-last1": {"rule": "fa", "normalization": "batch", "learning_blocks": 1}}
 SAME = ("", "-same")  # a rate of its own, or Muon's
 MUON, BOTH = {"optimizer": "muon"}, {"optimizer": "muon", "normalization": "batch"}
+RULES, REMEDIES = ("bp", "fa", "dfa", "kp"), {"": {}, "+bn": {"normalization": "batch"}}
 STUDIES = {
     "plain": {
         "bp": {}, "fa": {"rule": "fa"}, "fa+bn": {"rule": "fa", "normalization": "batch"},
@@ -52,10 +53,11 @@ STUDIES = {
         **{f"fa-rank{r}": {"rule": "fa", "feedback": "rank", "feedback_rank": r} for r in (1, 10)},
         "fa-orthogonal": {"rule": "fa", "feedback": "orthogonal"},
     },
+    "ruled": {rule + end: {"rule": rule, **more} for rule in RULES for end, more in REMEDIES.items()},
     "deep": {"fa": {"rule": "fa"}, "bp": {}, "fa+both": {"rule": "fa", **BOTH}, "frozen": {"rule": "frozen"}},
 }  # fmt: skip
 NETS = {"resnet18": {"architecture": "resnet18", "dataset": "cifar100"}, "hidden": {"architecture": "cnn"}}
-NETS |= {"deep": {"depth": 6}}
+NETS |= {"ruled": {"architecture": "cnn"}, "deep": {"depth": 6}}
 LOOKS = {
     "arms": {
         arm: {"label": arm.upper(), "colour": f"#{8 * i:02x}40a0", "marker": "os^Dv<>PXdh"[i % 11], "line": "-"}
@@ -66,6 +68,7 @@ LOOKS = {
         "changed": "A net, changed",
         "resnet18": "A ResNet",
         "hidden": "Arms",
+        "ruled": "Rules",
         "deep": "Deep",
     },
     "shown": {study: [*STUDIES[study]] if study in ("plain", "changed") else [] for study in STUDIES},
@@ -117,7 +120,7 @@ def tables_of(outcomes: dict | None = None, seeds: int = 3) -> dict[str, pd.Data
                     if quantity != "classifier_input_error" or layer == "head":
                         rows["ranks"].append({**key, **what, **values})
             cosines = [("weight", "hidden2"), ("weight", "head"), ("gradient", "hidden2"), ("gradient", "all")]
-            for quantity, layer in cosines if knobs["rule"] in ("fa", "frozen-fa") else []:
+            for quantity, layer in cosines if knobs["rule"] in ("fa", "dfa", "kp", "frozen-fa") else []:
                 for kind, most in (("", 1), ("_null", 0.1)):
                     what = {"quantity": quantity + kind, "layer": layer, "step": step}
                     rows["alignment"].append({**key, **what, "value": broken * g.uniform(-most, most)})
@@ -483,7 +486,9 @@ def test_the_dials_of_updates_are_at_their_rates_beside_sgds_direction(draw):
     tuned, same, unit = (interval(*sure(gain(tables, "hidden", *pair))) for pair in pairs)
     title = f"Cut to one direction: ● {tuned}, ■ {same}, ▲ {unit} points"
     assert made.get_suptitle() == title
-    assert title in caption
+    gains = [f"{gain} points ({dial})" for gain, dial in zip((tuned, same, unit), updates.DIALS, strict=True)]
+    assert f"with one direction in place of all accuracy changes by {', '.join(gains)}" in caption
+    assert levels[colour("fa")][0] == pytest.approx(means["fa"])
 
 
 @pytest.mark.parametrize("figure", FIGURES)
@@ -510,6 +515,25 @@ def test_accuracy_and_the_rank_of_the_error_go_over_the_rank_of_b(draw):
         f"test accuracy, % {less}, effective rank of the error {interval(*sure(runs['fa-rank1'] - runs['fa']))}"
         in caption
     )
+
+
+def test_accuracy_goes_over_rank_and_alignment_of_rules(draw, tmp_path):
+    tables = tables_of({("dfa+bn", 0): "diverged"})
+    made, caption = draw("rules", tables)
+    (left, right), runs = panels(made), tables["runs"].query("study == 'ruled'")
+    assert [axes.get_xlabel() for axes in (left, right)] == [*rules.HEADS]
+    ended = {axes: np.concatenate([each.get_offsets() for each in axes.collections]) for axes in (left, right)}
+    kp = joined(tidy.load(tmp_path / "tables")).query("study == 'ruled' and arm == 'kp' and seed == 1").iloc[0]
+    for axes, x in ((left, np.log2(kp["whole_gradient_rank"])), (right, kp["alignment"])):
+        assert any(np.allclose(point, (x, kp["test_percent"])) for point in ended[axes])
+    assert (ended[right][:, 0] == 1).sum() == 6, "BP with itself, in its two arms"
+    cosines = tables["alignment"].query("study == 'ruled' and quantity == 'gradient' and layer == 'all' and step == 20")
+    means = cosines.merge(runs.query("outcome == 'finished'")[[*tidy.KEYS, "test_accuracy"]], on=tidy.KEYS)
+    means = means.groupby("arm")[["value", "test_accuracy"]].mean()
+    rho = np.corrcoef(means["value"], means["test_accuracy"])[0, 1]
+    assert len(means) == 6
+    assert re.search(rf"ρ = \S+ with the {rules.RANK}, (\S+) with the cosine", made.get_suptitle())[1] == f"{rho:.2g}"
+    assert "Rules, CIFAR-10: between methods that have a B" in caption
 
 
 def test_gains_under_fa_stand_above_those_under_bp(draw):
@@ -549,8 +573,8 @@ def test_the_summary_has_a_panel_for_all_that_the_preset_has_data_for(draw, tmp_
     titles = [axes.get_title(loc="left") for axes in panels(made)]
     assert titles == [
         "The paper's accuracies and ours",
-        "Accuracy over the rank of gradients",
-        "Accuracy over the rank of updates",
+        "Accuracy against the rank of gradients",
+        "Accuracy against the rank of updates",
         "Gains told from the other nets",
     ]
     headline, _, dials, told = panels(made)
@@ -560,10 +584,10 @@ def test_the_summary_has_a_panel_for_all_that_the_preset_has_data_for(draw, tmp_
     rows = heldout(joined(loaded), loaded["runs"])
     found = np.concatenate([marks.get_offsets()[:, 0] for marks in told.collections])
     np.testing.assert_allclose(np.sort(found), np.sort(rows["r2"].clip(lower=-1)))
-    assert "Cut to one direction" in caption
+    assert "with one direction in place of all" in caption
     less = {name: table.query("study in ('plain', 'changed')") for name, table in tables.items()}
     made, caption = draw("summary", less)
-    assert [axes.get_title(loc="left") for axes in panels(made)] == ["Accuracy over the rank of gradients"]
+    assert [axes.get_title(loc="left") for axes in panels(made)] == ["Accuracy against the rank of gradients"]
     assert "one direction" not in caption
 
 
@@ -740,8 +764,8 @@ def test_the_committed_results_are_drawn_at_the_width_of_the_page(figure, draw):
 
 def test_the_titles_are_numbered_and_read_without_matplotlib():
     assert [title.partition(". ")[0] for title in titles().values()] == [f"{n}" for n in range(1, len(FIGURES) + 1)]
-    order = "summary headline accuracy accuracy_vs_rank updates feedback interaction depths error_rank gradient_rank"
-    order += " intervention remedies depth curves alignment tuning progress"
+    order = "summary headline accuracy accuracy_vs_rank updates feedback rules interaction depths error_rank"
+    order += " gradient_rank intervention remedies depth curves alignment tuning progress"
     assert [*titles()] == order.split()
     words = "import sys; from rankcollapse.render.figures import titles; titles(); print('matplotlib' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", words], cwd=ROOT, text=True) == "False\n"

@@ -92,6 +92,12 @@ def test_rounding_is_no_correlation():
         assert np.abs(found[np.isfinite(found)]).max() <= 1 + 1e-6
 
 
+def cosines(part, quantity="gradient"):
+    """Of a table of alignment: as large at the end as the log of the rank is, whose correlations they then have."""
+    ends = [part.assign(layer="all", step=step, value=part["log_rank"] * (step > 0)) for step in (0, 1)]
+    return pd.concat(ends).assign(quantity=quantity)
+
+
 def test_hidden_layers_have_no_mean_where_one_has_no_rank():
     """Not that of the others: it would be of other layers than in other runs."""
     part = runs(seeds=2)
@@ -102,7 +108,8 @@ def test_hidden_layers_have_no_mean_where_one_has_no_rank():
         part.assign(**keys, quantity="error", layer=layer, scope="batch", step=1, **dict.fromkeys(MEASURES, rank))
         for layer, rank in values.items()
     ]
-    found = mediation({"runs": all_runs, "ranks": pd.concat(ranks, ignore_index=True)}).groupby("layer")["arms"].first()
+    tables = {"runs": all_runs, "ranks": pd.concat(ranks, ignore_index=True), "alignment": cosines(all_runs[:0])}
+    found = mediation(tables).groupby("layer")["arms"].first()
     assert found.to_dict() == {"hidden": 5, "conv1": 5, "conv2": 6}
 
 
@@ -126,11 +133,13 @@ def test_of_tables_it_takes_finished_runs_at_their_end_and_the_mean_of_hidden_la
     at_end = ranks["step"] == 10
     ranks.loc[at_end, "entropy_s"] = ranks.loc[at_end, "value"]
     ranks = ranks.merge(all_runs[["arm", "seed", "outcome"]], on=["arm", "seed"])
-    found = mediation({"runs": all_runs, "ranks": ranks}).set_index(["layer", "measure"])
-    assert [*found.index.get_level_values(0).unique()] == ["hidden", "conv1", "conv2", "head"]
+    alignment = pd.concat([cosines(part), cosines(part, "weight")]).assign(**keys)
+    alignment = alignment.merge(all_runs[["arm", "seed", "outcome"]], on=["arm", "seed"])
+    found = mediation({"runs": all_runs, "ranks": ranks, "alignment": alignment}).set_index(["layer", "measure"])
+    assert [*found.index.get_level_values(0).unique()] == ["hidden", "conv1", "conv2", "head", "all"]
     expected = correlations(part[part["seed"] < 3])
-    for layer in ("hidden", "conv1", "conv2", "head"):  # a factor on all ranks changes nothing
-        row = found.loc[layer, "entropy_s"]
+    for layer in ("hidden", "conv1", "conv2", "head", "all"):  # a factor on all ranks changes nothing
+        row = found.loc[layer, "cosine" if layer == "all" else "entropy_s"]
         assert (row["arms"], row["n"]) == (6, 18)
         assert row["between"] == pytest.approx(expected["between"])
         assert row["within"] == pytest.approx(expected["within"])

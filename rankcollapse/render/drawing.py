@@ -161,19 +161,19 @@ def under(ends: DataFrame, value: str) -> str:
 
 
 def lost(runs: DataFrame) -> str:
-    """`; 2 diverged (FA, FA + BN); 1 missing (BP)`, or nothing; of more than MANY arms their number."""
+    """`; 2 diverged (FA; FA + BN); 1 missing (BP)`, or nothing; of more than MANY arms their number."""
     parts = [(outcome, select(runs, outcome=outcome)["arm"]) for outcome in ("diverged", "missing")]
     return "".join(f"; {len(arms)} {outcome} ({_listed(arms.unique())})" for outcome, arms in parts if len(arms))
 
 
 def _listed(arms: list[str]) -> str:
-    return ", ".join(arms) if len(arms) <= MANY else f"of {len(arms)} arms"
+    return "; ".join(arms) if len(arms) <= MANY else f"of {len(arms)} arms"
 
 
 def standing(runs: DataFrame, spread: str, over: Callable) -> str:
     """How many runs a figure's means are over, what became of the others, and how the spread over seeds is shown."""
     counts = over(runs).groupby(ARM)["seed"].count().reindex(runs[ARM].drop_duplicates(), fill_value=0)
-    n = " to ".join(map(str, sorted({counts.min(), counts.max()})))
+    n = " to ".join(map(str, sorted({counts.min(), counts.max()}))) if counts.min() else f"up to {counts.max()}"
     kind = "Finished runs" if over is finished else "Runs, a diverged one with the accuracy that it ended with"
     band = f"; {spread}: {SPREADS.get(spread)} over seeds" * bool(spread and counts.max() > 1)
     return f"{kind}: n = {n} an arm, {counts.sum()} in all{lost(runs)}{band}."
@@ -231,7 +231,7 @@ def handles(table: DataFrame, looks: dict, words: dict | None = None, **more: ob
     """Of a legend: the arms of a table; words: more on an arm; more: of its lines."""
     keys, arms = {"color": "palette", "marker": "markers", "dashes": "dashes"}, {*table["arm"]}
     look = {arm: {key: looks[by][arm] for key, by in keys.items()} for arm in looks["palette"] if arm in arms}
-    return [Line2D([], [], **look[arm], label=arm + (words or {}).get(arm, ""), **more) for arm in look]
+    return [Line2D([], [], **{**look[arm], "label": arm + (words or {}).get(arm, ""), **more}) for arm in look]
 
 
 def explain(made: Figure | SubFigure, handles: list[Line2D], table: DataFrame, width: float = WIDTH) -> None:

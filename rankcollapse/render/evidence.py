@@ -6,6 +6,7 @@ quick/muon-cnn.control_difference  any other column of claims.csv; .size is the 
 quick/cnn4/fa                      an arm of a study: its test accuracy; .lr, or any column of accuracy.csv
 quick/heldout/train_loss/mlp       R² of a measure for an architecture that it was not fitted on, of heldout.csv
 quick/rank and accuracy/cnn4       their correlation between .arms; .within them, .given_loss; of mediation.csv
+quick/cosine and accuracy/cnn4     the same of accuracy with the cosine of a gradient with BP's
 quick/count/FAMILY/VERDICT         claims of a family with a verdict, or a source; FAMILY/all: but those by construction
 quick/runs/planned                 of provenance.json; also `core hours`
 """
@@ -75,14 +76,15 @@ def _arms(found: Evidence, preset: str, accuracy: pd.DataFrame) -> None:
 def _predictors(found: Evidence, preset: str, summary: Path) -> None:
     for row in read(summary / "heldout.csv").itertuples():
         found.add(f"{preset}/heldout/{row.predictor}/{row.architecture}", row.r2, number(row.r2, 0.1))
-    for row in select(read(summary / "mediation.csv"), **TRAJECTORY).itertuples():
-        name = f"{preset}/rank and accuracy/{row.study}"
-        found.add(name, row.between, _correlation(row.between, row.between_low, row.between_high))
-        found.add(f"{name}.arms", row.arms)
-        found.add(f"{name}.within", row.within, _correlation(row.within, row.within_low, row.within_high))
-        found.add(
-            f"{name}.given_loss", row.given_loss, _correlation(row.given_loss, row.given_loss_low, row.given_loss_high)
-        )
+    told = read(summary / "mediation.csv")
+    for what, rows in (("rank", select(told, **TRAJECTORY)), ("cosine", select(told, measure="cosine"))):
+        for row in rows.itertuples():
+            name = f"{preset}/{what} and accuracy/{row.study}"
+            found.add(name, row.between, _correlation(row.between, row.between_low, row.between_high))
+            found.add(f"{name}.arms", row.arms)
+            for of in ("within", "given_loss"):
+                ends = [getattr(row, of + end) for end in ("", "_low", "_high")]
+                found.add(f"{name}.{of}", ends[0], _correlation(*ends))
 
 
 def _correlation(value: float, low: float, high: float) -> str:

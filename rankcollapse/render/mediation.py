@@ -20,19 +20,19 @@ PLACE = ARM[:-1]
 def mediation(tables: Tables) -> pd.DataFrame:
     """A row per study, matrix and measure: correlations of test accuracy with the log of the rank, both at the end.
 
-    The layer `hidden` is the mean of the logs over all layers but the last; a rank of 0 has none. With 95 % intervals
-    of a bootstrap over arms, and over seeds within them. Of finished runs; nets of which some blocks alone learn are
-    left out.
+    And with the cosine of the gradient of hidden layers with BP's, of nets that have one. The layer `hidden` is the
+    mean of the logs over all layers but the last; a rank of 0 has none. With 95 % intervals of a bootstrap over arms,
+    and over seeds within them. Of finished runs; nets of which some blocks alone learn are left out.
     """
     runs = tidy.finished(tables["runs"])
     runs = runs[runs["learning_blocks"].isna()][[*KEYS, "test_accuracy", "train_loss"]]
     ranks = tidy.last(tidy.finished(tables["ranks"]), by=SPECTRUM)
     with np.errstate(divide="ignore"):
         logs = ranks[[*KEYS, *SPECTRUM]].join(np.log(ranks[MEASURES]))
-    logs = pd.concat([_hidden(logs), logs]).merge(runs, on=KEYS)
+    logs = pd.concat([_hidden(logs), logs, _cosines(tables)]).merge(runs, on=KEYS)
     rows = []
     for key, part in logs.groupby([*PLACE, *SPECTRUM], sort=False):
-        for measure in MEASURES:
+        for measure in [*MEASURES, "cosine"]:
             found = correlations(part.rename(columns={measure: "log_rank"}))
             if found:
                 rows.append({**dict(zip([*PLACE, *SPECTRUM], key, strict=True)), "measure": measure, **found})
@@ -46,6 +46,11 @@ def _hidden(logs: pd.DataFrame) -> pd.DataFrame:
     several = inner.groupby(["quantity", "scope"])["layer"].transform("nunique") > 1
     by = [*KEYS, "quantity", "scope"]
     return inner[several].groupby(by, sort=False)[MEASURES].mean().reset_index().assign(layer="hidden")
+
+
+def _cosines(tables: Tables) -> pd.DataFrame:
+    rows = tidy.last(tidy.select(tidy.finished(tables["alignment"]), quantity="gradient", layer="all"))
+    return rows[[*KEYS, "quantity", "layer"]].assign(scope="batch", cosine=rows["value"])
 
 
 def correlations(part: pd.DataFrame) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""15. Alignment."""
+"""16. Alignment."""
 
 from matplotlib.ticker import LogLocator
 from pandas import concat

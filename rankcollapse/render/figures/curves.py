@@ -1,4 +1,4 @@
-"""14. Training curves."""
+"""15. Training curves."""
 
 from rankcollapse.render import drawing
 from rankcollapse.render.tables import last, select

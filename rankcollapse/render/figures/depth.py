@@ -1,4 +1,4 @@
-"""13. Blocks that learn."""
+"""14. Blocks that learn."""
 
 from pandas import concat
 

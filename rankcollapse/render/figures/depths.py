@@ -1,4 +1,4 @@
-"""8. Where depth breaks FA."""
+"""9. Where depth breaks FA."""
 
 from rankcollapse.experiment.datasets import SETS
 from rankcollapse.render import drawing

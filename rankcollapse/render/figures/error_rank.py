@@ -1,4 +1,4 @@
-"""9. Error-signal effective rank."""
+"""10. Error-signal effective rank."""
 
 from pandas import concat
 

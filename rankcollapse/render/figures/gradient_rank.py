@@ -1,4 +1,4 @@
-"""10. Gradient-trajectory effective rank."""
+"""11. Gradient-trajectory effective rank."""
 
 from rankcollapse.render import drawing
 from rankcollapse.render.tables import KEYS, last, select

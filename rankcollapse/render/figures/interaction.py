@@ -1,4 +1,4 @@
-"""7. Gains under FA beside those under BP."""
+"""8. Gains under FA beside those under BP."""
 
 from pandas import concat
 

@@ -1,4 +1,4 @@
-"""11. Intervention on the rank of updates."""
+"""12. Intervention on the rank of updates."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""17. Rank at equal progress."""
+"""18. Rank at equal progress."""
 
 import numpy as np
 from pandas import concat

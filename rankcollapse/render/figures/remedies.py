@@ -1,4 +1,4 @@
-"""12. Ranks under Muon and normalisation."""
+"""13. Ranks under Muon and normalisation."""
 
 import numpy as np
 from pandas import concat

@@ -10,8 +10,8 @@ from rankcollapse.render.text import interval
 
 SHOWN = None
 SPREAD = None
-PARTS = {"The paper's accuracies and ours": headline, "Accuracy over the rank of gradients": accuracy_vs_rank}
-PARTS["Accuracy over the rank of updates"] = updates
+PARTS = {"The paper's accuracies and ours": headline, "Accuracy against the rank of gradients": accuracy_vs_rank}
+PARTS["Accuracy against the rank of updates"] = updates
 HELDOUT = "Gains told from the other nets"
 NAMED = {
     "gradient_rank": "gradient rank, layers", "whole_gradient_rank": "gradient rank, net",
@@ -64,8 +64,8 @@ def caption(table):
     parts = dict([*table.groupby("part", sort=False)])
     rank = parts[[*PARTS][1]].assign(arm=lambda t: t["own"])
     named = [title for title in parts if title != HELDOUT and PARTS[title] is not accuracy_vs_rank]  # that is the title
+    nets = "; ".join(f"{panel}, {both}" for panel, both in accuracy_vs_rank.told(rank, interval).items())
     said = [f"{title}: {PARTS[title].finding(parts[title])}." for title in named]
-    said += [f"{panel}: {both}." for panel, both in accuracy_vs_rank.told(rank, interval).items()]
-    said += ["Points are runs, lines the slopes within a method; ρ is a correlation."]
+    said += [f"{[*PARTS][1]}: a point is a run, a line the slope within a method, ρ a correlation; {nets}."]
     fit = f"{HELDOUT}: R² of a line through the gains in the others, over each quantity (1: exact, 0: worthless)."
     return " ".join([*said, *[fit] * (HELDOUT in parts), drawing.standing(rank, "", finished)])

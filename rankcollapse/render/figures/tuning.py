@@ -1,4 +1,4 @@
-"""16. Tuning."""
+"""17. Tuning."""
 
 import numpy as np
 

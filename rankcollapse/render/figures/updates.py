@@ -15,23 +15,28 @@ DIALS = {  # colour, marker and dashes, and how far from its place
     "cut alone, Muon's rate": ("#bf812d", "^", (3.7, 1.6), 0.07),
 }
 ARMS = [f"fa+{each}{end}" for each in (*(f"top{r}" for r in RANKS), "polar", "frobenius") for end in ("", "-same")]
-SHOWN = f"algorithm in {[*ARMS, *(f'fa+top{r}-unit' for r in RANKS)]}"
+SHOWN = f"algorithm in {['fa', *ARMS, *(f'fa+top{r}-unit' for r in RANKS)]}"
 SPREAD = "bars"
 OVER = ended
 
 
 def data(tables):
-    """The runs of studies that cut updates, as `arm` the dial: its rate, and whether what is left is enlarged."""
+    """The runs of studies that cut updates, as `arm` the dial: its rate, is what is left enlarged? And those of FA."""
     runs = tables["runs"]
     same, unit = runs["rate"] == "as fa+muon", runs["norm"] == "spectral"
-    runs = runs.assign(arm=np.select([~same, ~unit], [*DIALS][:2], [*DIALS][2]), value=runs["test_accuracy"])
+    plain = runs["algorithm"] == "fa"
+    dials = np.select([plain, ~same, ~unit], [runs["arm"], *[*DIALS][:2]], [*DIALS][2])
+    runs = runs.assign(arm=dials, value=runs["test_accuracy"])
     runs["at"] = runs["rank"].map(RANKS).fillna(len(RANKS)) + runs["arm"].map({arm: DIALS[arm][-1] for arm in DIALS})
     return runs[runs.groupby("study")["rank"].transform("count") > 0]
 
 
 def panel(axes, table, looks):
-    """Accuracy over r on each dial; horizontal: SGD's direction at the size of Muon's steps; what a legend has."""
-    whole, cut = select(table, update="frobenius"), table[table["update"] != "frobenius"]
+    """Accuracy over r on each dial, SGD's direction at the size of Muon's steps, and FA; what a legend has."""
+    sgd, dials = select(table, algorithm="fa"), table[table["algorithm"] != "fa"]
+    whole, cut = select(dials, update="frobenius"), dials[dials["update"] != "frobenius"]
+    for arm, part in ended(sgd).groupby("arm"):
+        axes.axhline(part["value"].mean(), color=looks["palette"][arm], linewidth=0.8)
     for dial, part in ended(whole).groupby("arm"):
         _, mean, low, high = reading(part["value"])
         axes.axhline(mean, color=DIALS[dial][0], linewidth=0.8, dashes=DIALS[dial][2] or (None, None))
@@ -43,24 +48,34 @@ def panel(axes, table, looks):
     axes.set_ylim(*np.clip(axes.get_ylim(), 0, 100))
     axes.set_xticks(range(len(RANKS) + 1), [*RANKS, "all"])
     axes.set(xlabel="r, directions of an update that are kept", ylabel="test accuracy, %")
-    level = Line2D([], [], color=drawing.GREY, linewidth=0.8, label="momentum's own direction")
-    return drawing.handles(table, drawing.looking(looks, DIALS)) + [level] * (len(whole) > 0)
+    level = Line2D([], [], color=drawing.GREY, linewidth=0.8, label="horizontal: momentum's own direction")
+    sgd = drawing.handles(sgd, looks, marker="")
+    return drawing.handles(dials, drawing.looking(looks, DIALS)) + sgd + [level] * (len(whole) > 0)
 
 
 def draw(table, looks):
     grid = drawing.facets(table, 2.3)
     named = {each.get_label(): each for axes, part in drawing.cells(grid) for each in panel(axes, part, looks)}
     drawing.explain(grid.figure, [*named.values()], table)
-    grid.figure.suptitle(finding(drawing.first(table, OVER)), fontsize=8)
+    grid.figure.suptitle(title(drawing.first(table, OVER)), fontsize=8)
     return grid
 
 
-def finding(table):
+def _gains(table):
+    """Of one direction in place of all on each dial, in points, where there are runs."""
     pairs = ("fa+top1", "fa+polar"), ("fa+top1-same", "fa+polar-same"), ("fa+top1-unit", "fa+polar-same")
-    gains = zip("●■▲", [drawing.paired(table, *pair)["value"] for pair in pairs], strict=True)
-    return (
-        f"Cut to one direction: {', '.join(f'{mark} {drawing.sure(gain)}' for mark, gain in gains if len(gain))} points"
-    )
+    gains = {dial: drawing.paired(table, *pair)["value"] for dial, pair in zip(DIALS, pairs, strict=True)}
+    return {dial: drawing.sure(gain) for dial, gain in gains.items() if len(gain)}
+
+
+def title(table):
+    marks = dict(zip(DIALS, "●■▲", strict=True))
+    return f"Cut to one direction: {', '.join(f'{marks[dial]} {gain}' for dial, gain in _gains(table).items())} points"
+
+
+def finding(table):
+    parts = [f"{gain} points ({dial})" for dial, gain in _gains(table).items()]
+    return f"with one direction in place of all accuracy changes by {', '.join(parts)}"
 
 
 def caption(table):
@@ -68,6 +83,7 @@ def caption(table):
     at_size = drawing.sure(drawing.paired(here, "fa+polar", "fa+frobenius")["value"])
     return (
         f"Test accuracy of FA whose updates of hidden layers are Muon's, cut to their r largest singular directions, "
-        f"and enlarged to the Frobenius norm of all, or not. Horizontal is momentum's own direction at that norm. "
-        f"{here['panel'].iloc[0]}, paired by seed. {finding(here)}. Muon's own less momentum's: {at_size} points."
+        f"and enlarged to the Frobenius norm of all, or not. Horizontal is momentum's own direction at that norm, "
+        f"and FA under SGD. {here['panel'].iloc[0]}, paired by seed: {finding(here)}. At that norm all of Muon's "
+        f"directions are {at_size} points above momentum's own."
     )
