@@ -8,7 +8,8 @@ from rankcollapse.render.tables import finished
 from rankcollapse.render.text import interval
 
 RULES = ["bp", "fa", "dfa", "usf", "brsf", "frsf", "kp", "wm"]
-SHOWN = f"algorithm in {[rule + remedy for rule in RULES for remedy in ('', '+bn', '+muon')]}"
+DECAYED = [f"{arm}-decay" for arm in ("bp", "bp+muon", "fa", "fa+muon")]  # beside KP, which decays
+SHOWN = f"algorithm in {[*(rule + remedy for rule in RULES for remedy in ('', '+bn', '+muon')), *DECAYED]}"
 SPREAD = ""
 HEADS = {"effective rank of the gradients": "whole_gradient_rank", "cosine of the gradient with BP's": "alignment"}
 RANK = next(iter(HEADS))
