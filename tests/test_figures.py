@@ -16,6 +16,7 @@ from rankcollapse.render import drawing
 from rankcollapse.render import tables as tidy
 from rankcollapse.render.figures import accuracy_vs_rank, drawn, feedback, interaction, rules, titles, updates
 from rankcollapse.render.joined import heldout, joined
+from rankcollapse.render.mediation import rules as rules_of
 from rankcollapse.render.text import interval, number, over
 
 ROOT = Path(__file__).parents[1]
@@ -520,20 +521,20 @@ def test_accuracy_and_the_rank_of_the_error_go_over_the_rank_of_b(draw):
 def test_accuracy_goes_over_rank_and_alignment_of_rules(draw, tmp_path):
     tables = tables_of({("dfa+bn", 0): "diverged"})
     made, caption = draw("rules", tables)
-    (left, right), runs = panels(made), tables["runs"].query("study == 'ruled'")
+    left, right = panels(made)
     assert [axes.get_xlabel() for axes in (left, right)] == [*rules.HEADS]
     ended = {axes: np.concatenate([each.get_offsets() for each in axes.collections]) for axes in (left, right)}
     kp = joined(tidy.load(tmp_path / "tables")).query("study == 'ruled' and arm == 'kp' and seed == 1").iloc[0]
     for axes, x in ((left, np.log2(kp["whole_gradient_rank"])), (right, kp["alignment"])):
         assert any(np.allclose(point, (x, kp["test_percent"])) for point in ended[axes])
     assert (ended[right][:, 0] == 1).sum() == 6, "BP with itself, in its two arms"
-    cosines = tables["alignment"].query("study == 'ruled' and quantity == 'gradient' and layer == 'all' and step == 20")
-    means = cosines.merge(runs.query("outcome == 'finished'")[[*tidy.KEYS, "test_accuracy"]], on=tidy.KEYS)
-    means = means.groupby("arm")[["value", "test_accuracy"]].mean()
-    rho = np.corrcoef(means["value"], means["test_accuracy"])[0, 1]
-    assert len(means) == 6
-    assert re.search(rf"ρ = \S+ with the {rules.RANK}, (\S+) with the cosine", made.get_suptitle())[1] == f"{rho:.2g}"
-    assert "Rules, CIFAR-10: between methods that have a B" in caption
+    both = rules_of(joined(tidy.load(tmp_path / "tables"))).query("study == 'ruled'").set_index("predictor")
+    alone = {name: drawing.shortly(*both.loc[name, ["between", "between_low", "between_high"]]) for name in both.index}
+    title = zip(alone.values(), rules.HEADS, strict=True)
+    assert made.get_suptitle() == "Between methods ρ = " + ", ".join(f"{rho} with the {head}" for rho, head in title)
+    given = interval(*both.loc["alignment", ["given_other", "given_other_low", "given_other_high"]])
+    assert f"({given} given the other), with 95 % intervals" in caption
+    assert "Rules, CIFAR-10: the correlation of accuracy between methods that have a B" in caption
 
 
 def test_gains_under_fa_stand_above_those_under_bp(draw):

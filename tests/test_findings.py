@@ -11,6 +11,7 @@ from rankcollapse.render import findings
 from rankcollapse.render.claims import read_claims
 from rankcollapse.render.evidence import Evidence, evidence
 from rankcollapse.render.joined import PREDICTORS
+from rankcollapse.render.mediation import RIVALS
 from rankcollapse.render.together import COMMITTED, beside, place, together
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +63,7 @@ def test_every_name_in_the_committed_sentences_exists_in_some_preset():
         for study in made.studies:
             names |= {f"{preset}/{study.name}/{arm}" for arm in study.arms}
             names |= {f"{preset}/rank and accuracy/{study.name}"}
+            names |= {f"{preset}/rules/{predictor}/{study.name}" for predictor in RIVALS}
         families = {claim.family for claim in claims}
         verdicts = [
             "all",

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from rankcollapse.render import mediation as mediating
-from rankcollapse.render.mediation import correlations, mediation
+from rankcollapse.render.mediation import LEARNING, correlations, mediation, rules
 from rankcollapse.render.tables import MEASURES
 
 RNG = np.random.Generator(np.random.PCG64(1))
@@ -92,12 +92,6 @@ def test_rounding_is_no_correlation():
         assert np.abs(found[np.isfinite(found)]).max() <= 1 + 1e-6
 
 
-def cosines(part, quantity="gradient"):
-    """Of a table of alignment: as large at the end as the log of the rank is, whose correlations they then have."""
-    ends = [part.assign(layer="all", step=step, value=part["log_rank"] * (step > 0)) for step in (0, 1)]
-    return pd.concat(ends).assign(quantity=quantity)
-
-
 def test_hidden_layers_have_no_mean_where_one_has_no_rank():
     """Not that of the others: it would be of other layers than in other runs."""
     part = runs(seeds=2)
@@ -108,8 +102,7 @@ def test_hidden_layers_have_no_mean_where_one_has_no_rank():
         part.assign(**keys, quantity="error", layer=layer, scope="batch", step=1, **dict.fromkeys(MEASURES, rank))
         for layer, rank in values.items()
     ]
-    tables = {"runs": all_runs, "ranks": pd.concat(ranks, ignore_index=True), "alignment": cosines(all_runs[:0])}
-    found = mediation(tables).groupby("layer")["arms"].first()
+    found = mediation({"runs": all_runs, "ranks": pd.concat(ranks, ignore_index=True)}).groupby("layer")["arms"].first()
     assert found.to_dict() == {"hidden": 5, "conv1": 5, "conv2": 6}
 
 
@@ -133,14 +126,39 @@ def test_of_tables_it_takes_finished_runs_at_their_end_and_the_mean_of_hidden_la
     at_end = ranks["step"] == 10
     ranks.loc[at_end, "entropy_s"] = ranks.loc[at_end, "value"]
     ranks = ranks.merge(all_runs[["arm", "seed", "outcome"]], on=["arm", "seed"])
-    alignment = pd.concat([cosines(part), cosines(part, "weight")]).assign(**keys)
-    alignment = alignment.merge(all_runs[["arm", "seed", "outcome"]], on=["arm", "seed"])
-    found = mediation({"runs": all_runs, "ranks": ranks, "alignment": alignment}).set_index(["layer", "measure"])
-    assert [*found.index.get_level_values(0).unique()] == ["hidden", "conv1", "conv2", "head", "all"]
+    found = mediation({"runs": all_runs, "ranks": ranks}).set_index(["layer", "measure"])
+    assert [*found.index.get_level_values(0).unique()] == ["hidden", "conv1", "conv2", "head"]
     expected = correlations(part[part["seed"] < 3])
-    for layer in ("hidden", "conv1", "conv2", "head", "all"):  # a factor on all ranks changes nothing
-        row = found.loc[layer, "cosine" if layer == "all" else "entropy_s"]
+    for layer in ("hidden", "conv1", "conv2", "head"):  # a factor on all ranks changes nothing
+        row = found.loc[layer, "entropy_s"]
         assert (row["arms"], row["n"]) == (6, 18)
         assert row["between"] == pytest.approx(expected["between"])
         assert row["within"] == pytest.approx(expected["within"])
     assert np.isnan(found.loc[("conv1", "stable_rank"), "between"])
+
+
+def test_rank_and_alignment_of_learning_rules_are_each_told_given_the_other():
+    """Accuracy follows the cosine, and rank has a part in it through that alone."""
+    arms = [(arm, i, seed) for i, arm in enumerate(LEARNING) for seed in range(3)]
+    table = pd.DataFrame(arms, columns=["arm", "at", "seed"])
+    cosine = table["at"] / 30 + 0.01 * RNG.normal(size=len(table))
+    log_rank = 2 + 2 * cosine + 0.3 * RNG.normal(size=len(LEARNING))[table["at"]]
+    table = table.assign(study="cnn", dataset="cifar10", architecture="cnn", outcome="finished", alignment=cosine)
+    table = table.assign(
+        whole_gradient_rank=np.exp(log_rank), test_percent=40 + 20 * cosine + RNG.normal(size=len(table))
+    )
+    lost = pd.concat([table, table[:3].assign(arm="bp", alignment=1), table[3:4].assign(seed=3, outcome="diverged")])
+    found = rules(lost).set_index("predictor")
+    means = table.assign(log_rank=log_rank).groupby("arm")[["log_rank", "alignment", "test_percent"]].mean()
+    assert found["arms"].to_list() == [len(LEARNING)] * 2
+    for name, column, other in (
+        ("whole_gradient_rank", "log_rank", "alignment"),
+        ("alignment", "alignment", "log_rank"),
+    ):
+        assert found.loc[name, "between"] == pytest.approx(np.corrcoef(means[column], means["test_percent"])[0, 1])
+        left = [
+            means[v] - np.polyval(np.polyfit(means[other], means[v], 1), means[other]) for v in (column, "test_percent")
+        ]
+        assert found.loc[name, "given_other"] == pytest.approx(np.corrcoef(left)[0, 1])
+    assert found.loc["alignment", "given_other"] > 0.9
+    assert rules(table[table["at"] < 3]).empty

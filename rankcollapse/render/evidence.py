@@ -6,7 +6,7 @@ quick/muon-cnn.control_difference  any other column of claims.csv; .size is the 
 quick/cnn4/fa                      an arm of a study: its test accuracy; .lr, or any column of accuracy.csv
 quick/heldout/train_loss/mlp       R² of a measure for an architecture that it was not fitted on, of heldout.csv
 quick/rank and accuracy/cnn4       their correlation between .arms; .within them, .given_loss; of mediation.csv
-quick/cosine and accuracy/cnn4     the same of accuracy with the cosine of a gradient with BP's
+quick/rules/alignment/cnn          over learning rules that of accuracy with a predictor; .given_other_low; of rules.csv
 quick/count/FAMILY/VERDICT         claims of a family with a verdict, or a source; FAMILY/all: but those by construction
 quick/runs/planned                 of provenance.json; also `core hours`
 """
@@ -76,15 +76,21 @@ def _arms(found: Evidence, preset: str, accuracy: pd.DataFrame) -> None:
 def _predictors(found: Evidence, preset: str, summary: Path) -> None:
     for row in read(summary / "heldout.csv").itertuples():
         found.add(f"{preset}/heldout/{row.predictor}/{row.architecture}", row.r2, number(row.r2, 0.1))
-    told = read(summary / "mediation.csv")
-    for what, rows in (("rank", select(told, **TRAJECTORY)), ("cosine", select(told, measure="cosine"))):
-        for row in rows.itertuples():
-            name = f"{preset}/{what} and accuracy/{row.study}"
-            found.add(name, row.between, _correlation(row.between, row.between_low, row.between_high))
-            found.add(f"{name}.arms", row.arms)
-            for of in ("within", "given_loss"):
-                ends = [getattr(row, of + end) for end in ("", "_low", "_high")]
-                found.add(f"{name}.{of}", ends[0], _correlation(*ends))
+    for row in select(read(summary / "mediation.csv"), **TRAJECTORY).to_dict("records"):
+        _correlations(found, f"{preset}/rank and accuracy/{row['study']}", row, ["within", "given_loss"])
+    for row in read(summary / "rules.csv").to_dict("records"):
+        _correlations(found, f"{preset}/rules/{row['predictor']}/{row['study']}", row, ["within", "given_other"])
+
+
+def _correlations(found: Evidence, name: str, row: dict, others: list[str]) -> None:
+    """`between`, under the name itself, and others."""
+    found.add(f"{name}.arms", row["arms"])
+    for key in ("between", *others):
+        ends = [row[key + end] for end in ("", "_low", "_high")]
+        own = name if key == "between" else f"{name}.{key}"
+        found.add(own, ends[0], _correlation(*ends))
+        for end, value in zip(("low", "high"), ends[1:], strict=True):
+            found.add(f"{name}.{key}_{end}", value, number(value, 0.1))
 
 
 def _correlation(value: float, low: float, high: float) -> str:

@@ -15,29 +15,51 @@ from rankcollapse.render.tables import ARM, KEYS, MEASURES, SPECTRUM, Tables
 DRAWS = 500  # of the bootstrap
 LEAST = 4  # arms, for a correlation of them
 PLACE = ARM[:-1]
+LEARNING = [
+    f"{rule}{more}" for rule in ("fa", "dfa", "usf", "brsf", "frsf", "kp", "wm") for more in ("", "+bn", "+muon")
+]
+RIVALS = {"whole_gradient_rank": "alignment", "alignment": "whole_gradient_rank"}  # each given the other
 
 
 def mediation(tables: Tables) -> pd.DataFrame:
     """A row per study, matrix and measure: correlations of test accuracy with the log of the rank, both at the end.
 
-    And with the cosine of the gradient of hidden layers with BP's, of nets that have one. The layer `hidden` is the
-    mean of the logs over all layers but the last; a rank of 0 has none. With 95 % intervals of a bootstrap over arms,
-    and over seeds within them. Of finished runs; nets of which some blocks alone learn are left out.
+    The layer `hidden` is the mean of the logs over all layers but the last; a rank of 0 has none. With 95 % intervals
+    of a bootstrap over arms, and over seeds within them. Of finished runs; nets of which some blocks alone learn are
+    left out.
     """
     runs = tidy.finished(tables["runs"])
     runs = runs[runs["learning_blocks"].isna()][[*KEYS, "test_accuracy", "train_loss"]]
     ranks = tidy.last(tidy.finished(tables["ranks"]), by=SPECTRUM)
     with np.errstate(divide="ignore"):
         logs = ranks[[*KEYS, *SPECTRUM]].join(np.log(ranks[MEASURES]))
-    logs = pd.concat([_hidden(logs), logs, _cosines(tables)]).merge(runs, on=KEYS)
+    logs = pd.concat([_hidden(logs), logs]).merge(runs, on=KEYS)
     rows = []
     for key, part in logs.groupby([*PLACE, *SPECTRUM], sort=False):
-        for measure in [*MEASURES, "cosine"]:
+        for measure in MEASURES:
             found = correlations(part.rename(columns={measure: "log_rank"}))
             if found:
                 rows.append({**dict(zip([*PLACE, *SPECTRUM], key, strict=True)), "measure": measure, **found})
     columns = [*PLACE, *SPECTRUM, "measure", "arms", "n"]
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
+
+
+def rules(joined: pd.DataFrame) -> pd.DataFrame:
+    """Rank or alignment? A row per study and predictor of joined.joined: correlations over the learning rules with a B.
+
+    Plain, with normalisation and with Muon, of finished runs: of test accuracy with the log of the rank of all
+    gradients, and with the cosine of the gradient with BP's; `given_other` is less what the other of them tells.
+    """
+    runs = tidy.finished(joined)
+    runs = runs[runs["arm"].isin(LEARNING)].rename(columns={"test_percent": "test_accuracy"})
+    runs = runs.assign(whole_gradient_rank=np.log(runs["whole_gradient_rank"]))
+    rows = []
+    for place, part in runs.groupby(PLACE, sort=False):
+        for name, other in RIVALS.items():
+            found = correlations(part.assign(log_rank=part[name], train_loss=part[other]))
+            found = {key.replace("given_loss", "given_other"): value for key, value in found.items()}
+            rows += [{**dict(zip(PLACE, place, strict=True)), "predictor": name, **found}] * bool(found)
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*PLACE, "predictor", "arms", "n"])
 
 
 def _hidden(logs: pd.DataFrame) -> pd.DataFrame:
@@ -46,11 +68,6 @@ def _hidden(logs: pd.DataFrame) -> pd.DataFrame:
     several = inner.groupby(["quantity", "scope"])["layer"].transform("nunique") > 1
     by = [*KEYS, "quantity", "scope"]
     return inner[several].groupby(by, sort=False)[MEASURES].mean().reset_index().assign(layer="hidden")
-
-
-def _cosines(tables: Tables) -> pd.DataFrame:
-    rows = tidy.last(tidy.select(tidy.finished(tables["alignment"]), quantity="gradient", layer="all"))
-    return rows[[*KEYS, "quantity", "layer"]].assign(scope="batch", cosine=rows["value"])
 
 
 def correlations(part: pd.DataFrame) -> dict[str, float]:

@@ -18,7 +18,7 @@ from rankcollapse.render.claims import read_claims, settled
 from rankcollapse.render.evidence import evidence
 from rankcollapse.render.findings import NOTHING, findings, read_findings
 from rankcollapse.render.joined import gains, heldout, joined
-from rankcollapse.render.mediation import mediation
+from rankcollapse.render.mediation import mediation, rules
 from rankcollapse.render.tables import ARM, MEASURES, SPECTRUM, Tables, finished
 
 SETTINGS = ["rate", "lr", "weight_decay", "width", "learning_blocks", "rule", "normalization", "optimizer", "update"]
@@ -157,6 +157,7 @@ def summarise(results: Path, texts: Path, title: str) -> None:
         "joined": beside,
         "gains": gains(beside, tables["runs"]),
         "mediation": mediation(tables),
+        "rules": rules(beside),
         "heldout": heldout(beside, tables["runs"]),
         "claims": settled(read_claims(texts / "claims.yaml"), tables),
     }

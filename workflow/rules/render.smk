@@ -12,6 +12,7 @@ SUMMARIES = [
     "joined",
     "gains",
     "mediation",
+    "rules",
     "heldout",
     "claims",
 ]

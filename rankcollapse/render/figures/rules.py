@@ -3,13 +3,12 @@
 import numpy as np
 
 from rankcollapse.render import drawing
-from rankcollapse.render.mediation import correlations
-from rankcollapse.render.tables import finished
+from rankcollapse.render.mediation import LEARNING, rules
+from rankcollapse.render.tables import KEYS, finished
 from rankcollapse.render.text import interval
 
-RULES = ["bp", "fa", "dfa", "usf", "brsf", "frsf", "kp", "wm"]
 DECAYED = [f"{arm}-decay" for arm in ("bp", "bp+muon", "fa", "fa+muon")]  # beside KP, which decays
-SHOWN = f"algorithm in {[*(rule + remedy for rule in RULES for remedy in ('', '+bn', '+muon')), *DECAYED]}"
+SHOWN = f"algorithm in {['bp', 'bp+bn', 'bp+muon', *LEARNING, *DECAYED]}"
 SPREAD = ""
 HEADS = {"effective rank of the gradients": "whole_gradient_rank", "cosine of the gradient with BP's": "alignment"}
 RANK = next(iter(HEADS))
@@ -23,13 +22,13 @@ def data(tables):
     return runs.assign(x=logs.where(runs["head"] == RANK, runs["value"]))[rules > 2]
 
 
-def told(table, tell):
-    """The correlation between the methods that have a B with the value of each head, in words."""
-    said = []
-    for head, part in finished(table[table["aligned"]]).groupby("head", sort=False):
-        if found := correlations(part.rename(columns={"x": "log_rank"})):
-            said.append(f"{tell(*(found['between' + end] for end in ('', '_low', '_high')))} with the {head}")
-    return said
+def told(table):
+    """By head the correlation of accuracy with its value, between methods that have a B, and given the other head's."""
+    runs = finished(table).assign(arm=lambda t: t["algorithm"])
+    wide = runs.pivot(index=[*KEYS, "outcome", "test_accuracy"], columns="head", values="value").rename(columns=HEADS)
+    found = rules(wide.reset_index().rename(columns={"test_accuracy": "test_percent"})).set_index("predictor")
+    told = [[name, f"{name}_low", f"{name}_high"] for name in ("between", "given_other")]
+    return {head: [found.loc[name, ends] for ends in told] for head, name in HEADS.items() if name in found.index}
 
 
 def draw(table, looks):
@@ -40,16 +39,23 @@ def draw(table, looks):
     for axes, _ in drawing.cells(grid, head=RANK):
         drawing.doubling(axes.xaxis)
     drawing.legend(grid, looks, linewidth=0)
-    grid.figure.suptitle("Between methods ρ = " + ", ".join(told(drawing.first(table), drawing.shortly)), fontsize=8)
+    said = told(drawing.first(table))
+    alone = [f"{drawing.shortly(*ends[0])} with the {head}" for head, ends in said.items()]
+    if said:
+        grid.figure.suptitle(f"Between methods ρ = {', '.join(alone)}", fontsize=8)
     return grid
 
 
 def caption(table):
     here = drawing.first(table)
+    said = [
+        f"{interval(*alone)} with the {head} ({interval(*given)} given the other)"
+        for head, (alone, given) in told(here).items()
+    ]
     return (
         f"Test accuracy of learning rules, plain, with normalisation and with Muon, over the effective rank "
         f"({drawing.MEASURES['entropy_s2']}, logarithmic axis) of all gradients of a run, and over the cosine of the "
         f"gradient of hidden layers with BP's after training, which is 1 for BP itself. A point is a run. "
-        f"{here['panel'].iloc[0]}: between methods that have a B, the correlation of accuracy is "
-        f"{' and '.join(told(here, interval)) or 'unknown'}, with 95 % intervals of a bootstrap."
+        f"{here['panel'].iloc[0]}: the correlation of accuracy between methods that have a B is "
+        f"{' and '.join(said) or 'unknown'}, with 95 % intervals of a bootstrap."
     )
