@@ -16,7 +16,7 @@ ENDS |= {
     "difference_finished": ("low_finished", "high_finished"),
     **{
         value: (f"{value}_low", f"{value}_high")
-        for value in ("between", "within", "given_loss", "gain", "change", "carried")
+        for value in ("between", "within", "given_loss", "given_other", "gain", "change", "carried")
     },
 }
 SIDES = ["left_mean", "right_mean", "detectable"]  # in the unit of `difference`, and as sure
