@@ -529,12 +529,14 @@ def test_accuracy_goes_over_rank_and_alignment_of_rules(draw, tmp_path):
         assert any(np.allclose(point, (x, kp["test_percent"])) for point in ended[axes])
     assert (ended[right][:, 0] == 1).sum() == 6, "BP with itself, in its two arms"
     both = rules_of(joined(tidy.load(tmp_path / "tables"))).query("study == 'ruled'").set_index("predictor")
-    alone = {name: drawing.shortly(*both.loc[name, ["between", "between_low", "between_high"]]) for name in both.index}
-    title = zip(alone.values(), rules.HEADS, strict=True)
-    assert made.get_suptitle() == "Between methods ρ = " + ", ".join(f"{rho} with the {head}" for rho, head in title)
-    given = interval(*both.loc["alignment", ["given_other", "given_other_low", "given_other_high"]])
+    ends = {name: [name, f"{name}_low", f"{name}_high"] for name in ("between", "given_other")}
+    said = [[drawing.shortly(*both.loc[name, of]) for of in ends.values()] for name in rules.HEADS.values()]
+    (rank, rank_given), (cosine, cosine_given) = said
+    title = f"ρ = {rank} with rank, {cosine} with the cosine; each given the other {rank_given} and {cosine_given}"
+    assert made.get_suptitle() == f"Between learning rules {title}"
+    given = interval(*both.loc["alignment", ends["given_other"]])
     assert f"({given} given the other), with 95 % intervals" in caption
-    assert "Rules, CIFAR-10: the correlation of accuracy between methods that have a B" in caption
+    assert "Rules, CIFAR-10: over learning rules with a B accuracy correlates by" in caption
 
 
 def test_gains_under_fa_stand_above_those_under_bp(draw):
@@ -575,17 +577,23 @@ def test_the_summary_has_a_panel_for_all_that_the_preset_has_data_for(draw, tmp_
     assert titles == [
         "The paper's accuracies and ours",
         "Accuracy against the rank of gradients",
+        "Accuracy against the alignment of gradients",
         "Accuracy against the rank of updates",
         "Gains told from the other nets",
     ]
-    headline, _, dials, told = panels(made)
+    headline, _, aligned, dials, told = panels(made)
     check(dots(headline), of(tables, "resnet18", fa=0, fa_bn=1, fa_muon=2, fa_both=3))
     assert (DIALS[0], -0.07) in dots(dials)
+    assert {mpl.colors.to_hex(each.get_facecolor()[0]) for each in aligned.collections} == {
+        drawing.GROUPS[drawing.OTHERS][0]
+    }
+    assert sum(len(each.get_offsets()) for each in aligned.collections) == 24, "eight arms of a study that shows none"
     loaded = tidy.load(tmp_path / "tables")
     rows = heldout(joined(loaded), loaded["runs"])
     found = np.concatenate([marks.get_offsets()[:, 0] for marks in told.collections])
     np.testing.assert_allclose(np.sort(found), np.sort(rows["r2"].clip(lower=-1)))
     assert "with one direction in place of all" in caption
+    assert "over learning rules with a B accuracy correlates by" in caption
     less = {name: table.query("study in ('plain', 'changed')") for name, table in tables.items()}
     made, caption = draw("summary", less)
     assert [axes.get_title(loc="left") for axes in panels(made)] == ["Accuracy against the rank of gradients"]

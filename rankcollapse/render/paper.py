@@ -24,8 +24,9 @@ FIRST = {
 
 
 def settings(runs: pd.DataFrame, tuned: pd.DataFrame, names: dict) -> list[dict[str, str]]:
-    """What each study was trained with, a row each."""
-    rows = []
+    """What each study that has runs was trained with, a row each."""
+    rows, runs = [], runs[runs["outcome"] != "missing"]
+    tuned = tuned.merge(runs[["study", "dataset", "arm"]].drop_duplicates())
     for (study, dataset), part in runs.groupby(["study", "dataset"], sort=False):
         first, tried = (
             part.iloc[0],
@@ -41,7 +42,7 @@ def settings(runs: pd.DataFrame, tuned: pd.DataFrame, names: dict) -> list[dict[
             "augmented": cropped if first["flip"] else "no",
             "precision": ", ".join(sorted(part["precision"].dropna().unique())),
             "candidates": " or ".join(map(str, sorted(tried.unique()))) or NONE,
-            "seeds": told(part.groupby("arm")["seed"].nunique().max()),
+            "seeds": " to ".join(map(str, sorted({*part.groupby("arm")["seed"].nunique().agg(["min", "max"])}))),
         })  # fmt: skip
     return rows
 

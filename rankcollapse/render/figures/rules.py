@@ -15,11 +15,15 @@ RANK = next(iter(HEADS))
 
 
 def data(tables):
-    """The runs of studies of three rules with a B or more, for each of HEADS; `x` is its value, of a rank the log."""
+    """The runs of studies of three rules with a B or more, for each of HEADS; `x` is its value, of a rank the log.
+
+    `group` is the arm if its study shows it, or other methods.
+    """
     runs = drawing.measured(tables, HEADS)
-    rules = runs["rule"].where(runs["aligned"]).groupby(runs["study"]).transform("nunique")
+    several = runs["rule"].where(runs["aligned"]).groupby(runs["study"]).transform("nunique")
     logs = np.log2(runs["value"].where(runs["value"] > 0))
-    return runs.assign(x=logs.where(runs["head"] == RANK, runs["value"]))[rules > 2]
+    x, group = logs.where(runs["head"] == RANK, runs["value"]), drawing.grouped(runs)["arm"]
+    return runs.assign(x=x, group=group)[several > 2]
 
 
 def told(table):
@@ -31,31 +35,45 @@ def told(table):
     return {head: [found.loc[name, ends] for ends in told] for head, name in HEADS.items() if name in found.index}
 
 
+def panel(axes, table, looks):
+    """The cosines alone, in the looks of methods that the study shows; what a legend has."""
+    part = table[table["head"] != RANK].assign(arm=lambda t: t["group"])
+    drawing.points([(axes, part)], "x", "test_accuracy", looks)
+    axes.set(xlabel=part["head"].iloc[0], ylabel="test accuracy, %")
+    return drawing.handles(part, looks, linewidth=0)
+
+
 def draw(table, looks):
     grid = drawing.facets(table, 2.3)
     drawing.points(grid, "x", "test_accuracy", looks)
     for axes, part in drawing.cells(grid):
-        axes.set(xlabel=part["head"].iloc[0], ylabel="test accuracy, %")
+        axes.set(title="", xlabel=part["head"].iloc[0], ylabel="test accuracy, %")
     for axes, _ in drawing.cells(grid, head=RANK):
         drawing.doubling(axes.xaxis)
     drawing.legend(grid, looks, linewidth=0)
-    said = told(drawing.first(table))
-    alone = [f"{drawing.shortly(*ends[0])} with the {head}" for head, ends in said.items()]
+    said = [[drawing.shortly(*ends) for ends in both] for both in told(drawing.first(table)).values()]
     if said:
-        grid.figure.suptitle(f"Between methods ρ = {', '.join(alone)}", fontsize=8)
+        (rank, rank_given), (cosine, cosine_given) = said
+        title = f"ρ = {rank} with rank, {cosine} with the cosine; each given the other {rank_given} and {cosine_given}"
+        grid.figure.suptitle(f"Between learning rules {title}", fontsize=8)
     return grid
+
+
+def finding(table):
+    said = [
+        f"{interval(*alone)} with the {head} ({interval(*given)} given the other)"
+        for head, (alone, given) in told(table).items()
+    ]
+    return f"over learning rules with a B accuracy correlates by {' and '.join(said) or '–'}"
 
 
 def caption(table):
     here = drawing.first(table)
-    said = [
-        f"{interval(*alone)} with the {head} ({interval(*given)} given the other)"
-        for head, (alone, given) in told(here).items()
-    ]
     return (
         f"Test accuracy of learning rules, plain, with normalisation and with Muon, over the effective rank "
         f"({drawing.MEASURES['entropy_s2']}, logarithmic axis) of all gradients of a run, and over the cosine of the "
-        f"gradient of hidden layers with BP's after training, which is 1 for BP itself. A point is a run. "
-        f"{here['panel'].iloc[0]}: the correlation of accuracy between methods that have a B is "
-        f"{' and '.join(said) or 'unknown'}, with 95 % intervals of a bootstrap."
+        f"gradient of hidden layers with BP's after training, which is 1 for BP itself. A point is a run. DFA: "
+        f"direct feedback alignment; uSF, frSF, brSF: B has W's signs, and one magnitude, fixed or redrawn ones; KP: "
+        f"Kolen and Pollack's rule. "
+        f"{here['panel'].iloc[0]}: {finding(here)}, with 95 % intervals of a bootstrap."
     )

@@ -3,7 +3,7 @@
 from pandas import concat
 
 from rankcollapse.render import drawing
-from rankcollapse.render.figures import accuracy_vs_rank, headline, updates
+from rankcollapse.render.figures import accuracy_vs_rank, headline, rules, updates
 from rankcollapse.render.joined import heldout, joined
 from rankcollapse.render.tables import finished, select
 from rankcollapse.render.text import interval
@@ -11,7 +11,7 @@ from rankcollapse.render.text import interval
 SHOWN = None
 SPREAD = None
 PARTS = {"The paper's accuracies and ours": headline, "Accuracy against the rank of gradients": accuracy_vs_rank}
-PARTS["Accuracy against the rank of updates"] = updates
+PARTS |= {"Accuracy against the alignment of gradients": rules, "Accuracy against the rank of updates": updates}
 HELDOUT = "Gains told from the other nets"
 NAMED = {
     "gradient_rank": "gradient rank, layers", "whole_gradient_rank": "gradient rank, net",
@@ -63,9 +63,12 @@ def draw(table, looks):
 def caption(table):
     parts = dict([*table.groupby("part", sort=False)])
     rank = parts[[*PARTS][1]].assign(arm=lambda t: t["own"])
-    named = [title for title in parts if title != HELDOUT and PARTS[title] is not accuracy_vs_rank]  # that is the title
     nets = "; ".join(f"{panel}, {both}" for panel, both in accuracy_vs_rank.told(rank, interval).items())
-    said = [f"{title}: {PARTS[title].finding(parts[title])}." for title in named]
-    said += [f"{[*PARTS][1]}: a point is a run, a line the slope within a method, ρ a correlation; {nets}."]
+    points = f"a point is a run, a line the slope within a method, ρ a correlation; {nets}"
+    said = [
+        f"{title}: {points if figure is accuracy_vs_rank else figure.finding(parts[title])}."
+        for title, figure in PARTS.items()
+        if title in parts
+    ]
     fit = f"{HELDOUT}: R² of a line through the gains in the others, over each quantity (1: exact, 0: worthless)."
     return " ".join([*said, *[fit] * (HELDOUT in parts), drawing.standing(rank, "", finished)])
