@@ -20,13 +20,17 @@ COMPARED = {"<": operator.lt, ">": operator.gt}
 
 
 class Case(config.Strict):
-    """What is said if each name in `if` has its value: a verdict, one of several, or as `< 0.5` a range of numbers."""
+    """What is said if each name in `if` has its value: a verdict, one of several, or as `< 0.5` a range of numbers.
+
+    `more` is said behind it where there is room, which README has not.
+    """
 
     when: dict[str, str | list[str]] = Field({}, alias="if")
     say: str
+    more: str = ""
 
     def named(self) -> set[str]:
-        return {*self.when, *NAMED.findall(self.say)}
+        return {*self.when, *NAMED.findall(self.say + self.more)}
 
 
 def read_findings(path: Path) -> dict[str, list[Case]]:
@@ -40,18 +44,22 @@ def read_findings(path: Path) -> dict[str, list[Case]]:
 def findings(cases: dict[str, list[Case]], evidence: Evidence) -> dict[str, str]:
     """Of each finding the first case that holds, with texts in place of {names}; none of one without such a case.
 
-    A case that names in its sentence what there is not does not hold.
+    Under `name` what it says, under `name, more` the rest. A case that names in its sentence what there is not does not
+    hold.
     """
-    said = {name: next((case.say for case in some if _holds(case, evidence)), None) for name, some in cases.items()}
+    said = {}
+    for name, some in cases.items():
+        case = next((case for case in some if _holds(case, evidence)), None)
+        said |= {name: case.say, f"{name}, more": case.more} if case else {}
     return {
         name: NAMED.sub(lambda named: evidence.texts[named[1]], " ".join(words.split()))
         for name, words in said.items()
-        if words is not None
+        if words
     }
 
 
 def _holds(case: Case, evidence: Evidence) -> bool:
-    there = all(name in evidence.texts for name in NAMED.findall(case.say))
+    there = all(name in evidence.texts for name in NAMED.findall(case.say + case.more))
     return there and all(_is(evidence.values.get(name, ABSENT), wanted) for name, wanted in case.when.items())
 
 

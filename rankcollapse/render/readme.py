@@ -32,19 +32,15 @@ def found(texts: Path) -> list[str]:
             raise InputError(f"{texts / 'findings.yaml'}: no case of {name!r} holds; README needs one that does")
     lines = [said["answer"], ""]
     for preset in [name for name in ("why", "quick") if "summary" in drawn(FIGURES / name)][:1]:
-        picture, caption = (FIGURES / preset / f"summary.{kind}" for kind in ("svg", "txt"))
-        lines += [f"![Is it the rank?]({picture})", "", f"*{_linked(caption)}*", ""]
+        picture, script = FIGURES / preset / "summary.svg", "rankcollapse/render/figures/summary.py"
+        page = FIGURES / preset / "README.md"
+        words = f"Runs of the preset {preset}. [What is drawn, with numbers]({page}), and [how]({script})."
+        lines += [f"![Is it the rank?]({picture})", "", f"*{words}*", ""]
     for head, names in TOLD.items():
         opened = [said[name].removesuffix(".").partition(". ") for name in names]
         rows = [f"- **{first}.** {rest}{'.' * bool(rest)}".rstrip() for first, _, rest in opened]
         lines += [f"### {head}", "", *rows, ""]
     return [*lines, said["runs"]]
-
-
-def _linked(caption: Path) -> str:
-    """The caption, with a link to its script in place of the name."""
-    text, _, script = caption.read_text(encoding="utf-8").strip().removesuffix(".").partition(" Drawn by ")
-    return f"{text} [The script.]({script})"
 
 
 WAYS = {"survived": "nothing to repair", "mended": "repaired by the same command", "by_hand": "repaired with help"}
