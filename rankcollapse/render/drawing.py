@@ -350,6 +350,8 @@ def figure(name: str, results: Path, tuned: Path, looks: dict, out: Path) -> Non
     sns.set_theme("paper", "ticks", font="DejaVu Sans", font_scale=0.8, rc=STYLE)  # a font that comes with matplotlib
     tables = labelled(results / "tables", tuned, **looks)
     tables = tables if module.SHOWN is None else only(tables, module.SHOWN)
+    begun = [*ended(tables["runs"])["study"].unique()]  # a study of which nothing has run yet has no panel
+    tables = only(tables, f"study in {begun}") if begun else tables
     arms = {arm["label"]: (arm["colour"], arm["marker"], DASHES[arm["line"]]) for arm in looks["arms"].values()}
     drawn = looking({"palette": {}, "markers": {}, "dashes": {}}, arms | GROUPS)
     runs = tables["runs"]

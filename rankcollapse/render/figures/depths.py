@@ -2,7 +2,7 @@
 
 from rankcollapse.experiment.datasets import SETS
 from rankcollapse.render import drawing
-from rankcollapse.render.tables import ENDED, ended, select
+from rankcollapse.render.tables import ended, select
 from rankcollapse.render.text import over
 
 SHOWN = "schedule == 'cosine' and not intervention and algorithm in ('fa', 'fa+both', 'bp', 'frozen')"
@@ -13,12 +13,11 @@ HEADS = {"test accuracy, %": "test_accuracy", "effective rank of the gradients":
 
 
 def data(tables):
-    """The runs of architectures of which several depths have runs that ended, for each of HEADS."""
+    """The runs of architectures of several depths, for each of HEADS."""
     runs = drawing.measured(tables, HEADS)
     runs["panel"] = runs["architecture"].map(drawing.NETS) + ", " + runs["dataset"].map(lambda name: SETS[name].label)
     runs["at"] = runs["depth"].astype(float).fillna(runs["architecture"].map(USUAL))
-    several = runs["at"].where(runs["outcome"].isin(ENDED)).groupby(runs["panel"]).transform("nunique") > 1
-    return runs[several]
+    return runs[runs.groupby("panel")["at"].transform("nunique") > 1]
 
 
 def draw(table, looks):
