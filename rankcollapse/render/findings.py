@@ -15,6 +15,7 @@ from rankcollapse.render.text import NONE
 
 NAMED = re.compile(r"\{([^{}]+)\}")
 NOTHING = "No statement of the paper can be settled on the data of this preset: it shows that everything works."
+MORE = ", more"  # ends the name of what is said behind a finding
 ABSENT = "absent"  # the value of what no summary has
 COMPARED = {"<": operator.lt, ">": operator.gt}
 
@@ -50,7 +51,7 @@ def findings(cases: dict[str, list[Case]], evidence: Evidence) -> dict[str, str]
     said = {}
     for name, some in cases.items():
         case = next((case for case in some if _holds(case, evidence)), None)
-        said |= {name: case.say, f"{name}, more": case.more} if case else {}
+        said |= {name: case.say, name + MORE: case.more} if case else {}
     return {
         name: NAMED.sub(lambda named: evidence.texts[named[1]], " ".join(words.split()))
         for name, words in said.items()

@@ -16,7 +16,7 @@ from rankcollapse.experiment.config import Settings
 from rankcollapse.render import tables as tidy
 from rankcollapse.render.claims import read_claims, settled
 from rankcollapse.render.evidence import evidence
-from rankcollapse.render.findings import NOTHING, findings, read_findings
+from rankcollapse.render.findings import MORE, NOTHING, findings, read_findings
 from rankcollapse.render.joined import gains, heldout, joined
 from rankcollapse.render.mediation import mediation, rules
 from rankcollapse.render.tables import ARM, MEASURES, SPECTRUM, Tables, finished
@@ -166,4 +166,5 @@ def summarise(results: Path, texts: Path, title: str) -> None:
     preset = results.resolve().name
     files.write_json(results / "provenance.json", provenance(tables["runs"], preset, title))
     said = findings(read_findings(texts / "findings.yaml"), evidence({preset: results}))
-    files.write_text(results / "summary" / "findings.txt", "\n".join(said.values() or [NOTHING]) + "\n")
+    first = [words for name, words in said.items() if not name.endswith(MORE)]
+    files.write_text(results / "summary" / "findings.txt", "\n".join(first or [NOTHING]) + "\n")
