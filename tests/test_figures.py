@@ -576,10 +576,10 @@ def test_the_summary_has_a_panel_for_all_that_the_preset_has_data_for(draw, tmp_
     titles = [axes.get_title(loc="left") for axes in panels(made)]
     assert titles == [
         "The paper's accuracies and ours",
-        "Accuracy against the rank of gradients",
-        "Accuracy against the alignment of gradients",
-        "Accuracy against the rank of updates",
-        "Gains told from the other nets",
+        "All methods: rank of gradients",
+        "Learning rules: alignment with BP",
+        "Muon's step, cut: rank of updates",
+        "Gains predicted across architectures",
     ]
     headline, _, aligned, dials, told = panels(made)
     check(dots(headline), of(tables, "resnet18", fa=0, fa_bn=1, fa_muon=2, fa_both=3))
@@ -596,7 +596,7 @@ def test_the_summary_has_a_panel_for_all_that_the_preset_has_data_for(draw, tmp_
     assert "over learning rules with a B accuracy correlates by" in caption
     less = {name: table.query("study in ('plain', 'changed')") for name, table in tables.items()}
     made, caption = draw("summary", less)
-    assert [axes.get_title(loc="left") for axes in panels(made)] == ["Accuracy against the rank of gradients"]
+    assert [axes.get_title(loc="left") for axes in panels(made)] == ["All methods: rank of gradients"]
     assert "one direction" not in caption
 
 

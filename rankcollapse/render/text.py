@@ -59,10 +59,9 @@ def chance(p: float) -> str:
     return "< 0.0001" if p < 1e-4 else number(p, p)
 
 
-def counted(n: float, diverged: float, missing: float) -> str:
-    """`4 (1 diverged)`: how many runs or pairs a mean is over, and what became of runs."""
-    lost = [f"{count:.0f} {what}" for count, what in ((diverged, "diverged"), (missing, "missing")) if count > 0]
-    return number(n) + (f" ({', '.join(lost)})" if lost else "")
+def counted(n: float, diverged: float) -> str:
+    """`4 (1 diverged)`: how many runs or pairs a mean is over, and how many runs diverged."""
+    return number(n) + (f" ({diverged:.0f} diverged)" if diverged > 0 else "")
 
 
 def word(value: object) -> str:
@@ -72,7 +71,7 @@ def word(value: object) -> str:
 def shown(table: pd.DataFrame, names: dict) -> pd.DataFrame:
     """A summary with every cell as text, what is named as `names` label it, and verdicts marked.
 
-    X_mean and X_std are one column, X, and so are a value and the ends of its interval; n says what became of runs.
+    X_mean and X_std are one column, X, and so are a value and the ends of its interval; n says how many runs diverged.
     """
     labels, made = names.get("labels", {}), {}
     arms = dict.fromkeys(["arm", "left", "right", "control_left", "control_right", "reference", "base"], labels)
@@ -89,7 +88,7 @@ def shown(table: pd.DataFrame, names: dict) -> pd.DataFrame:
         elif column in SIDES:
             tell, given = number, [values, (table["high"] - table["low"]) / 2]
         elif f"{start}diverged" in table and column in ("n", "control_n"):
-            tell, given = counted, [values, table[f"{start}diverged"], table.get(f"{start}missing", values * 0)]
+            tell, given = counted, [values, table[f"{start}diverged"]]
         elif column in CHANCES:
             tell = chance
         else:

@@ -10,9 +10,10 @@ from rankcollapse.render.text import interval
 
 SHOWN = None
 SPREAD = None
-PARTS = {"The paper's accuracies and ours": headline, "Accuracy against the rank of gradients": accuracy_vs_rank}
-PARTS |= {"Accuracy against the alignment of gradients": rules, "Accuracy against the rank of updates": updates}
-HELDOUT = "Gains told from the other nets"
+PARTS = {"The paper's accuracies and ours": headline, "All methods: rank of gradients": accuracy_vs_rank}
+PARTS |= {"Learning rules: alignment with BP": rules}
+PARTS |= {"Muon's step, cut: rank of updates": updates}
+HELDOUT = "Gains predicted across architectures"
 NAMED = {
     "gradient_rank": "gradient rank, layers", "whole_gradient_rank": "gradient rank, net",
     "error_rank": "error rank, pooled", "batch_error_rank": "error rank, batch", "activation_rank": "activation rank",
@@ -70,5 +71,5 @@ def caption(table):
         for title, figure in PARTS.items()
         if title in parts
     ]
-    fit = f"{HELDOUT}: R² of a line through the gains in the others, over each quantity (1: exact, 0: worthless)."
+    fit = f"{HELDOUT}: R² of a line through the gains in the others, over each quantity (1: exact, 0: as good as none)."
     return " ".join([*said, *[fit] * (HELDOUT in parts), drawing.standing(rank, "", finished)])
