@@ -5,7 +5,9 @@ from rankcollapse.render import drawing
 from rankcollapse.render.tables import ended, select
 from rankcollapse.render.text import over
 
-SHOWN = "schedule == 'cosine' and not intervention and algorithm in ('fa', 'fa+both', 'bp', 'frozen')"
+SHOWN = (
+    "schedule == 'cosine' and not intervention and algorithm in ('fa', 'fa+bn', 'fa+muon', 'fa+both', 'bp', 'frozen')"
+)
 SPREAD = "bars"
 OVER = ended
 USUAL = {"mlp": 3, "cnn": 4}  # the depth of a net for which none is set
@@ -34,9 +36,12 @@ def draw(table, looks):
 
 
 def caption(table):
-    fa = select(ended(table), algorithm="fa", head="test accuracy, %").groupby(["panel", "at"])["value"]
-    said = [f"{panel} {over(values)} with {depth:.0f}" for (panel, depth), values in fa]
+    fa = select(ended(table), algorithm="fa", head="test accuracy, %")
+    said = [
+        f"{panel}: " + ", ".join(f"{over(values)} with {depth:.0f}" for depth, values in part.groupby("at")["value"])
+        for panel, part in fa.groupby("panel", sort=False)
+    ]
     return (
         f"Test accuracy, and the effective rank ({drawing.MEASURES['entropy_s2']}) of the gradients of the whole net, "
-        f"over the number of hidden layers. Dotted is chance. The accuracy of FA: {', '.join(said)}."
+        f"over the number of hidden layers. Dotted is chance. The accuracy of FA in %: {'; '.join(said)}."
     )
