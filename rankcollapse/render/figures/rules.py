@@ -51,12 +51,18 @@ def draw(table, looks):
     for axes, _ in drawing.cells(grid, head=RANK):
         drawing.doubling(axes.xaxis)
     drawing.legend(grid, looks, linewidth=0)
-    said = [[drawing.shortly(*ends) for ends in both] for both in told(drawing.first(table)).values()]
-    if said:
-        (rank, rank_given), (cosine, cosine_given) = said
-        title = f"ρ = {rank} with rank, {cosine} with the cosine; each given the other {rank_given} and {cosine_given}"
-        grid.figure.suptitle(f"Between learning rules {title}", fontsize=8)
+    grid.figure.suptitle(title(drawing.first(table)), fontsize=8)
     return grid
+
+
+def title(table):
+    """Both correlations of one study and each given the other, or nothing."""
+    said = [[drawing.shortly(*ends) for ends in both] for both in told(table).values()]
+    if not said:
+        return ""
+    (rank, rank_given), (cosine, cosine_given) = said
+    both = f"ρ = {rank} with rank, {cosine} with the cosine; each given the other {rank_given} and {cosine_given}"
+    return f"Between learning rules {both}"
 
 
 def finding(table):

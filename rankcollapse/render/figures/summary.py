@@ -57,7 +57,9 @@ def draw(table, looks):
         handles = (told if title == HELDOUT else PARTS[title].panel)(axes, part, looks)
         drawing.explain(inset, handles, part, drawing.WIDTH / (2 - wide))
     rank = parts[[*PARTS][1]]
-    made.suptitle("; ".join([accuracy_vs_rank.finding(rank), *filter(None, rank["head"].unique())]), fontsize=8)
+    heads = ["; ".join([accuracy_vs_rank.finding(rank), *filter(None, rank["head"].unique())])]
+    heads += [rules.title(part) for title, part in parts.items() if PARTS.get(title) is rules]
+    made.suptitle("\n".join(filter(None, heads)), fontsize=8)
     return made
 
 
