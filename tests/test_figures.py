@@ -578,8 +578,8 @@ def test_the_summary_has_a_panel_for_all_that_the_preset_has_data_for(draw, tmp_
     assert titles == [
         "The paper's accuracies and ours",
         "All methods: rank of gradients",
-        "Learning rules: alignment with BP",
-        "Muon's step, cut: rank of updates",
+        "Learning rules: cosine with BP",
+        "Muon's step, cut to r directions",
         "Gains predicted across architectures",
     ]
     headline, _, aligned, dials, told = panels(made)

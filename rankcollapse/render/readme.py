@@ -34,10 +34,8 @@ def found(texts: Path) -> list[str]:
     for preset in [name for name in ("why", "quick") if "summary" in drawn(FIGURES / name)][:1]:
         picture, script = FIGURES / preset / "summary.svg", "rankcollapse/render/figures/summary.py"
         page = FIGURES / preset / "README.md"
-        words = (
-            f"Test accuracy over what each panel's title names, in runs of the preset {preset}; last, how well each "
-        )
-        words += "quantity tells the gains in one architecture from those in the others. "
+        words = f"Test accuracy over what each panel names, in runs of the preset {preset}; last, R² of the gains in "
+        words += "one architecture as predicted by a fit to those in the others. "
         words += f"[All numbers]({page}), [script]({script})."
         lines += [f"![Is it the rank?]({picture})", "", f"*{words}*", ""]
     for head, (first, *names) in TOLD.items():

@@ -61,7 +61,7 @@ def title(table):
     if not said:
         return ""
     (rank, rank_given), (cosine, cosine_given) = said
-    both = f"ρ = {rank} with rank, {cosine} with the cosine; each given the other {rank_given} and {cosine_given}"
+    both = f"ρ = {rank} with rank, {rank_given} given the cosine; {cosine} with the cosine, {cosine_given} given rank"
     return f"Between learning rules {both}"
 
 

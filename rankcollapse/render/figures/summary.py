@@ -11,8 +11,8 @@ from rankcollapse.render.text import interval
 SHOWN = None
 SPREAD = None
 PARTS = {"The paper's accuracies and ours": headline, "All methods: rank of gradients": accuracy_vs_rank}
-PARTS |= {"Learning rules: alignment with BP": rules}
-PARTS |= {"Muon's step, cut: rank of updates": updates}
+PARTS |= {"Learning rules: cosine with BP": rules}
+PARTS |= {"Muon's step, cut to r directions": updates}
 HELDOUT = "Gains predicted across architectures"
 NAMED = {
     "gradient_rank": "gradient rank, layers", "whole_gradient_rank": "gradient rank, net",
@@ -38,7 +38,7 @@ def told(axes, table, looks):
         at, look = part["predictor"].map(order.index) + 0.22 * (row - 1), {"edgecolor": "black", "linewidth": 0.9}
         look |= {"facecolor": ("black", "white", "0.6")[row % 3], "marker": "os^"[row % 3]}
         axes.scatter(part["r2"].clip(lower=-1), at, 16, label=f"the {drawing.NETS.get(net, net)}", **look)
-    axes.set(xlim=(-1.1, 1.05), xlabel="R² (grey: worse than no guess)", ylim=(len(order) - 0.5, -0.5))
+    axes.set(xlim=(-1.1, 1.05), xlabel="R² (grey: worse than guessing no gain)", ylim=(len(order) - 0.5, -0.5))
     axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["≤ −1", "−0.5", "0", "0.5", "1"])
     axes.set_yticks(range(len(order)), [NAMED[name] for name in order])
     return axes.get_legend_handles_labels()[0]
@@ -57,9 +57,9 @@ def draw(table, looks):
         handles = (told if title == HELDOUT else PARTS[title].panel)(axes, part, looks)
         drawing.explain(inset, handles, part, drawing.WIDTH / (2 - wide))
     rank = parts[[*PARTS][1]]
-    heads = ["; ".join([accuracy_vs_rank.finding(rank), *filter(None, rank["head"].unique())])]
+    heads = [f"Accuracy and rank of gradients, all methods: {head}" for head in rank["head"].unique() if head]
     heads += [rules.title(part) for title, part in parts.items() if PARTS.get(title) is rules]
-    made.suptitle("\n".join(filter(None, heads)), fontsize=8)
+    made.suptitle("\n".join(filter(None, heads or [accuracy_vs_rank.finding(rank)])), fontsize=8)
     return made
 
 

@@ -48,7 +48,7 @@ def panel(axes, table, looks):
     axes.set_ylim(*np.clip(axes.get_ylim(), 0, 100))
     axes.set_xticks(range(len(RANKS) + 1), [*RANKS, "all"])
     axes.set(xlabel="r, directions of an update that are kept", ylabel="test accuracy, %")
-    level = Line2D([], [], color=drawing.GREY, linewidth=0.8, label="horizontal: momentum's own direction")
+    level = Line2D([], [], color=drawing.GREY, linewidth=0.8, label="flat, in a band: momentum's own direction")
     sgd = drawing.handles(sgd, looks, marker="")
     return drawing.handles(dials, drawing.looking(looks, DIALS)) + sgd + [level] * (len(whole) > 0)
 
