@@ -532,7 +532,7 @@ def test_accuracy_goes_over_rank_and_alignment_of_rules(draw, tmp_path):
     ends = {name: [name, f"{name}_low", f"{name}_high"] for name in ("between", "given_other")}
     said = [[drawing.shortly(*both.loc[name, of]) for of in ends.values()] for name in rules.HEADS.values()]
     (rank, rank_given), (cosine, cosine_given) = said
-    title = f"ρ = {rank} with rank, {cosine} with the cosine; each given the other {rank_given} and {cosine_given}"
+    title = f"ρ = {rank} with rank, {rank_given} given the cosine; {cosine} with the cosine, {cosine_given} given rank"
     assert made.get_suptitle() == f"Between learning rules {title}"
     given = interval(*both.loc["alignment", ends["given_other"]])
     assert f"({given} given the other), with 95 % intervals" in caption

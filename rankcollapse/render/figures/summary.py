@@ -55,7 +55,8 @@ def draw(table, looks):
         axes = inset.subplots()
         axes.set_title(title, **drawing.TITLE)
         handles = (told if title == HELDOUT else PARTS[title].panel)(axes, part, looks)
-        drawing.explain(inset, handles, part, drawing.WIDTH / (2 - wide))
+        seen = part.dropna(subset="x") if PARTS.get(title) is rules else part  # a diverged run has no cosine
+        drawing.explain(inset, handles, seen, drawing.WIDTH / (2 - wide))
     rank = parts[[*PARTS][1]]
     heads = [f"Accuracy and rank of gradients, all methods: {head}" for head in rank["head"].unique() if head]
     heads += [rules.title(part) for title, part in parts.items() if PARTS.get(title) is rules]
