@@ -77,7 +77,7 @@ def test_every_name_in_the_committed_sentences_exists_in_some_preset():
             "summary",
         ]
         names |= {f"{preset}/count/{family}/{verdict}" for family in families for verdict in verdicts}
-        names |= {f"{preset}/heldout/{each}/{net}" for each in PREDICTORS for net in ("cnn4", "resnet18", "mlp")}
+        names |= {f"{preset}/heldout/{each}/{net}" for each in PREDICTORS for net in ("cnn4", "cnn", "resnet18", "mlp")}
         names |= {
             f"{preset}/runs/{each}"
             for each in ("planned", "finished", "diverged", "missing", "core hours", "device", "precision")
