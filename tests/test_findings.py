@@ -46,12 +46,21 @@ def case(say: str, **when) -> findings.Case:
     ],
 )
 def test_a_case_is_said_if_all_that_it_asks_for_is_so(when, holds):
-    said = findings.findings({"x": [case("First {quick/a}.", when=when), case("Second.")]}, known())
+    said = findings.findings({"x": [[case("First {quick/a}.", when=when), case("Second.")]]}, known())
     assert said == {"x": "First 1.0 [0.5, 1.5]." if holds else "Second."}
 
 
 def test_a_sentence_that_names_what_there_is_not_is_never_said():
-    assert findings.findings({"x": [case("{full/a} points.")]}, known()) == {}
+    assert findings.findings({"x": [[case("{full/a} points.")]]}, known()) == {}
+
+
+def test_parts_of_a_finding_are_said_one_after_another_each_by_its_own_cases():
+    parts = [
+        [case("One.")],
+        [case("Two.", when={"quick": "absent"})],
+        [case("Never.", when={"full": "there"}), case("Three.")],
+    ]
+    assert findings.findings({"x": parts}, known()) == {"x": "One. Three."}
 
 
 def test_every_name_in_the_committed_sentences_exists_in_some_preset():
@@ -82,14 +91,15 @@ def test_every_name_in_the_committed_sentences_exists_in_some_preset():
             f"{preset}/runs/{each}"
             for each in ("planned", "finished", "diverged", "missing", "core hours", "device", "precision")
         }
-    used = {name for cases in findings.read_findings(STATED).values() for case in cases for name in case.named()}
+    parts = [cases for parts in findings.read_findings(STATED).values() for cases in parts]
+    used = {name for cases in parts for case in cases for name in case.named()}
     assert {name for name in used if name not in names and re.sub(r"\.\w+$", "", name) not in names} == set()
 
 
 def test_a_case_that_always_holds_is_the_last_of_its_finding():
     """Those behind it would never be said."""
-    for name, cases in findings.read_findings(STATED).items():
-        assert all(case.when for case in cases[:-1]), name
+    for name, parts in findings.read_findings(STATED).items():
+        assert all(case.when for cases in parts for case in cases[:-1]), name
 
 
 def overlaid(preset: str) -> dict:

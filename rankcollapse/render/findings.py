@@ -34,28 +34,36 @@ class Case(config.Strict):
         return {*self.when, *NAMED.findall(self.say + self.more)}
 
 
-def read_findings(path: Path) -> dict[str, list[Case]]:
-    """By name the cases of each finding. Raises InputError, one sentence, for a file that does not hold them."""
-    found = config.read(path).items()
-    if not all(isinstance(cases, list) for _, cases in found):
-        raise InputError(f"{path}: a finding must be a list of cases, each with `say`, and `if` unless it always holds")
-    return {name: [config.checked(Case, case, f"{path}: {name}") for case in cases] for name, cases in found}
+Finding = list[list[Case]]  # its parts, which are said one after another, by their cases
 
 
-def findings(cases: dict[str, list[Case]], evidence: Evidence) -> dict[str, str]:
-    """Of each finding the first case that holds, with texts in place of {names}; none of one without such a case.
+def read_findings(path: Path) -> dict[str, Finding]:
+    """By name each finding. Raises InputError, one sentence, for a file that does not hold them."""
+    return {name: _finding(found, f"{path}: {name}") for name, found in config.read(path).items()}
+
+
+def _finding(found: object, where: str) -> Finding:
+    if not isinstance(found, list):
+        raise InputError(f"{where} must be a list of cases, each with `say`, and `if` unless it always holds")
+    parts = found if all(isinstance(part, list) for part in found) else [found]
+    return [[config.checked(Case, case, where) for case in cases] for cases in parts]
+
+
+def findings(read: dict[str, Finding], evidence: Evidence) -> dict[str, str]:
+    """By name what each finding says: of each of its parts the first case that holds, with texts in place of {names}.
 
     Under `name` what it says, under `name, more` the rest. A case that names in its sentence what there is not does not
     hold.
     """
     said = {}
-    for name, some in cases.items():
-        case = next((case for case in some if _holds(case, evidence)), None)
-        said |= {name: case.say, name + MORE: case.more} if case else {}
+    for name, parts in read.items():
+        first = [next((case for case in cases if _holds(case, evidence)), None) for cases in parts]
+        said[name] = " ".join(case.say for case in first if case)
+        said[name + MORE] = " ".join(case.more for case in first if case)
     return {
         name: NAMED.sub(lambda named: evidence.texts[named[1]], " ".join(words.split()))
         for name, words in said.items()
-        if words
+        if words.strip()
     }
 
 
