@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from rankcollapse.errors import InputError
-from rankcollapse.experiment import config, datasets
-from rankcollapse.render.figures import drawn, titles
+from rankcollapse.render.figures import titles
+from rankcollapse.render.names import named
 
 TEXTS = Path(__file__).parents[2] / "paper"
 
@@ -41,15 +41,6 @@ def _paper(results: Path, names: dict) -> None:
 
     presets = {preset: named(results.parent / preset) for preset in together(results.name)}
     paper(TEXTS, presets, results.parent, place(results.name))
-
-
-def named(results: Path) -> dict:
-    """What things are called in a preset. Raises InputError if its names.json cannot be read."""
-    found = config.read(results / "names.json")
-    labels = {name: arm["label"] for name, arm in found["looks"]["arms"].items()}
-    sets = {name: record.label for name, record in datasets.SETS.items()}
-    known = {"titles": titles(), "figures": drawn(Path("figures", results.name)), "labels": labels, "datasets": sets}
-    return {**found, **known, "preset": results.name, "studies": found["looks"]["studies"]}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from rankcollapse.experiment.collect import read
 from rankcollapse.render.evidence import evidence
 from rankcollapse.render.figures import drawn
 from rankcollapse.render.findings import NOTHING, depth_table, findings, read_findings
+from rankcollapse.render.overview import CAPTION, overview
 from rankcollapse.render.tables import published
 from rankcollapse.render.text import NONE, shown
 from rankcollapse.render.text import number as told
@@ -89,6 +90,7 @@ def inputs(texts: Path, presets: dict[str, dict], results: Path) -> dict[str, st
         "nothing": NOTHING,
         "said": findings(read_findings(texts / "findings.yaml"), evidence({name: results / name for name in presets})),
         "presets": parts,
+        "overview": {"rows": overview(presets, results), "caption": CAPTION},
         "figures": pictures(presets),
         "published": theirs.assign(arm=theirs["arm"].replace(labels)).astype(str).to_dict("records"),
     }

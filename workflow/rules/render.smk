@@ -134,7 +134,7 @@ rule paper:
         TUNED,
         BESIDE,
         ours(*(f"paper/{name}" for name in ("paper.typ", "findings.yaml", "references.bib", "published.yaml"))),
-        ours(*(f"rankcollapse/render/{name}.py" for name in ("paper", "evidence", "findings", "text"))),
+        ours(*(f"rankcollapse/render/{name}.py" for name in ("paper", "overview", "evidence", "findings", "text"))),
     output:
         report(
             str(place(GRID.preset)),
