@@ -625,6 +625,17 @@ def test_the_finding_is_worded_by_the_signs_of_intervals_that_exclude_0(between,
     assert accuracy_vs_rank.finding(None) == said
 
 
+def test_where_each_method_has_one_run_no_correlation_within_is_said(monkeypatch):
+    none = [np.nan] * 3
+    net = {
+        side + end: value
+        for side, three in (("between", UP), ("within", none))
+        for end, value in zip(("", "_low", "_high"), three, strict=True)
+    }
+    monkeypatch.setattr(accuracy_vs_rank, "found", lambda table: {"A net": net})
+    assert accuracy_vs_rank.told(None, interval) == {"A net": "ρ = 0.50 [0.30, 0.70] between"}
+
+
 def test_an_arm_that_its_study_does_not_show_is_in_no_figure_that_does_not_ask_for_it(draw):
     looks = {**LOOKS, "shown": {**LOOKS["shown"], "plain": ["fa", "fa+bn"]}}
     tables = tables_of()

@@ -32,10 +32,14 @@ def found(table):
 
 
 def told(table, tell):
-    """By panel both correlations in words."""
+    """By panel both correlations in words, or that between methods alone, where each has one run."""
     return {
         panel: "ρ = "
-        + ", ".join(f"{tell(*(net[side + end] for end in ('', '_low', '_high')))} {side}" for side in SAID)
+        + ", ".join(
+            f"{tell(*(net[side + end] for end in ('', '_low', '_high')))} {side}"
+            for side in SAID
+            if np.isfinite(net[side])
+        )
         for panel, net in found(table).items()
     }
 
