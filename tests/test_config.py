@@ -145,6 +145,8 @@ def test_every_name_that_a_knob_allows_is_one_the_library_knows():
         ({"warmup": 12}, ["warmup is 12", "epochs is 12", "must be less"]),
         ({"update": "top_r"}, ["rank is missing"]),
         ({"update": "top_r", "optimizer": "muon"}, ["rank is missing"]),
+        ({"update": "spread_r", "optimizer": "muon"}, ["rank is missing", "'spread_r'"]),
+        ({"update": "spread_r", "optimizer": "muon", "rank": 2}, ["norm is missing", "'spread_r'"]),
         ({"update": "full_rank", "optimizer": "muon"}, ["update is 'full_rank'", "'muon'", "'polar', 'top_r'"]),
         ({"update": "polar"}, ["update is 'polar'", "optimizer 'sgd'", "'full', 'top_r', 'full_rank'"]),
         ({"update": "top_r", "rank": 2, "optimizer": "adam"}, ["update is 'top_r'", "'adam' it must be one of 'full'"]),

@@ -24,6 +24,7 @@ from rankcollapse.library.updates import AdamW, MomentumSGD, Muon, full_rank, or
 DIALS = {
     "polar": updates.polar,
     "polar, r": partial(updates.polar, rank=1),
+    "polar, r spread": partial(updates.polar, rank=2, spread=True),
     "frobenius": updates.frobenius,
     "spectral": updates.spectral,
     "sign": updates.sign,
@@ -421,6 +422,22 @@ def test_polar_is_numpys_and_top_r_of_it_has_its_norm_in_r_directions(m, n, data
     np.testing.assert_allclose(updates.polar(update, r, "spectral"), u[:, :kept] @ v[:kept], atol=tolerance)
 
 
+@pytest.mark.parametrize(
+    ("kept", "rank", "chosen"),
+    [(9, 1, [4]), (9, 3, [1, 4, 7]), (4, 2, [1, 3]), (4, 4, [0, 1, 2, 3]), (2, 5, [0, 1]), (0, 2, [])],
+)
+def test_polar_spread_has_directions_from_the_middle_of_equal_parts_of_those_that_are_kept(kept, rank, chosen):
+    """Of a 9 x 12 matrix of rank `kept`, counted from the smallest; they have the Frobenius norm of all together."""
+    left, right = (np.linalg.qr(np.random.default_rng(size).normal(size=(size, size)))[0] for size in (9, 12))
+    u, v = left[:, :kept], right[:kept]
+    update = torch.from_numpy((u * np.linspace(1, 2, kept)) @ v)
+    expected = u[:, chosen] @ v[chosen] * (kept / max(1, len(chosen))) ** 0.5
+    np.testing.assert_allclose(updates.polar(update, rank, spread=True), expected, atol=1e-9)
+    np.testing.assert_allclose(
+        updates.polar(update, rank, "spectral", spread=True), u[:, chosen] @ v[chosen], atol=1e-9
+    )
+
+
 def test_the_scaled_updates_worked_by_hand():
     """3 and 4 make 5; of a polar factor of 2 x 2 the Frobenius norm is √2, of one row 1."""
     root = 2**0.5
@@ -730,12 +747,14 @@ def test_interventions_of_a_run_are_those_of_its_config_and_a_rank_beyond_a_matr
     assert made(update="full") is None
     for norm in ("frobenius", "spectral"):
         assert torch.equal(made(update="top_r", rank=3, norm=norm)(update), updates.polar(update, 3, norm))
+        assert torch.equal(made(update="spread_r", rank=3, norm=norm)(update), updates.polar(update, 3, norm, True))
     for name in ("polar", "frobenius", "spectral", "sign"):
         assert torch.equal(made(update=name)(update), getattr(updates, name)(update))
-    for options in ({"optimizer": "sgd"}, {"optimizer": "muon", "norm": "spectral"}):
-        make_run(tiny, update="top_r", rank=4, **options)  # conv1 is 4 x 9
+    muon = {"optimizer": "muon", "norm": "spectral"}
+    for options in ({"update": "top_r"}, {"update": "top_r", **muon}, {"update": "spread_r", **muon}):
+        make_run(tiny, rank=4, **options)  # conv1 is 4 x 9
         with pytest.raises(InputError) as caught:
-            make_run(tiny, update="top_r", rank=5, **options)
+            make_run(tiny, rank=5, **options)
         one_sentence(caught.value, "rank is 5", "4 x 9", "'conv1'")
     with pytest.raises(InputError, match="10 x 64"):
         network.check(tiny(architecture="mlp", width=64, update="top_r", rank=11))
@@ -771,8 +790,8 @@ def test_every_update_trains_the_digits_and_goes_on_to_the_same_bits(tiny, new_s
     """The loss falls by a quarter in four epochs of 19 steps; a second run takes over midway in the fourth."""
     optimizer, update, options = RUNS[case]
     options = {**options, "train_images": None, "signals_every": 1}
-    options |= {"rank": 2} if update == "top_r" else {}
-    options |= {"norm": "frobenius"} if update == "full_rank" or (optimizer, update) == ("muon", "top_r") else {}
+    options |= {"rank": 2} if update == "top_r" else {"rank": 4, "update_head": False} if update == "spread_r" else {}
+    options |= {"norm": "frobenius"} if update in ("full_rank", "spread_r") or case == "muon, top_r" else {}
     rate = {"sgd": 0.1, "muon": 0.05, "adam": 0.01}[optimizer]
     config = tiny(optimizer=optimizer, update=update, lr=rate, rule=rule, epochs=4, **options)
     state, kept = new_state(config, device), []

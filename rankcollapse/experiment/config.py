@@ -17,7 +17,7 @@ from rankcollapse.experiment import datasets
 
 UPDATES = {  # by optimizer
     "sgd": ("full", "top_r", "full_rank"),
-    "muon": ("full", "polar", "top_r", "frobenius", "spectral", "sign"),
+    "muon": ("full", "polar", "top_r", "spread_r", "frobenius", "spectral", "sign"),
     "adam": ("full",),
 }
 Dataset = Literal[tuple(datasets.SETS)]
@@ -81,16 +81,17 @@ class Settings(Strict):
     lr: float = Field(0.03, gt=0, description="peak learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum; of AdamW β₁")
     weight_decay: float = Field(0.0, ge=0, description="decoupled decay of forward weights, per step and unit of lr")
-    update: Literal["full", "top_r", "full_rank", "polar", "frobenius", "spectral", "sign"] = Field(
+    update: Literal["full", "top_r", "full_rank", "polar", "spread_r", "frobenius", "spectral", "sign"] = Field(
         "full",
         description="intervention on the update: none; of sgd its top singular directions, or its polar factor in its "
-        "own norm; of muon, in place of Newton-Schulz, the exact polar factor, its top directions at one of its "
-        "norms, the momentum or its signs at that of a polar factor of full rank, or the momentum at its "
-        "spectral norm",
+        "own norm; of muon, in place of Newton-Schulz, the exact polar factor, its top directions or some that are "
+        "spread evenly over its spectrum, at one of its norms, the momentum or its signs at that of a polar factor of "
+        "full rank, or the momentum at its spectral norm",
     )
-    rank: int | None = Field(None, ge=1, description="singular directions that top_r keeps")
+    rank: int | None = Field(None, ge=1, description="singular directions that top_r and spread_r keep")
     norm: Literal["frobenius", "spectral"] | None = Field(
-        None, description="norm that full_rank keeps of the update, and top_r under muon of the polar factor"
+        None,
+        description="norm that full_rank keeps of the update, and top_r and spread_r under muon of the polar factor",
     )
     update_head: bool = Field(True, description="whether the intervention changes the classifier's update too")
     ns_steps: int = Field(5, ge=1, le=99, description="Newton-Schulz steps of Muon")
@@ -159,11 +160,10 @@ class RunConfig(Settings):
         if self.update not in UPDATES[self.optimizer]:
             words = ", ".join(map(repr, UPDATES[self.optimizer]))
             raise ValueError(f"update is {self.update!r}; under optimizer {self.optimizer!r} it must be one of {words}")
-        if self.update == "top_r" and self.rank is None:
-            raise ValueError("rank is missing: update 'top_r' needs the number of singular directions to keep")
-        if (
-            needs := self.update == "full_rank" or (self.update, self.optimizer) == ("top_r", "muon")
-        ) and not self.norm:
+        cut = self.update in ("top_r", "spread_r")
+        if cut and self.rank is None:
+            raise ValueError(f"rank is missing: update {self.update!r} needs the number of singular directions to keep")
+        if (needs := self.update == "full_rank" or (cut and self.optimizer == "muon")) and not self.norm:
             raise ValueError(
                 f"norm is missing: update {self.update!r} needs 'frobenius' or 'spectral', the norm to keep"
             )
@@ -171,7 +171,7 @@ class RunConfig(Settings):
             raise ValueError(f"norm is {self.norm!r}, but update {self.update!r} here keeps none; it must be null")
         if not self.update_head and self.update == "full":
             raise ValueError("update_head is false, but update is 'full', which changes nothing; it must be left out")
-        if self.rank is not None and self.update != "top_r":
+        if self.rank is not None and not cut:
             raise ValueError(f"rank is {self.rank}, but update {self.update!r} takes none; it must be null")
         if self.stem != "cifar" and self.architecture != "resnet18":
             raise ValueError(f"stem is {self.stem!r}, but {self.architecture!r} has none; it must be left out")

@@ -88,14 +88,14 @@ def intervention(model: nn.Module, config: RunConfig) -> Callable[[Tensor], Tens
 
     Raises InputError for a rank beyond a matrix.
     """
-    if config.update == "top_r":
+    if config.update in ("top_r", "spread_r"):
         for name, weight in [*models.matrices(model).items()][: None if config.update_head else -1]:
             rows, columns = weight.flatten(1).shape
             if config.rank > min(rows, columns):
                 what = f"the {rows} x {columns} matrix of layer {name!r} of {config.architecture}"
                 raise InputError(f"rank is {config.rank}, beyond {what}; it must be {min(rows, columns)} or less")
         if config.optimizer == "muon":
-            return partial(updates.polar, rank=config.rank, norm=config.norm)
+            return partial(updates.polar, rank=config.rank, norm=config.norm, spread=config.update == "spread_r")
         return partial(updates.top_r, rank=config.rank)
     if config.update == "full_rank":
         return partial(updates.full_rank, norm=config.norm)

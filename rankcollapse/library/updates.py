@@ -64,13 +64,14 @@ def full_rank(update: Tensor, norm: str) -> Tensor:
 # ---- under Muon, in the place of Newton-Schulz: of the polar factor's size, or of the momentum's directions ----
 
 
-def polar(update: Tensor, rank: int | None = None, norm: str = "frobenius") -> Tensor:
+def polar(update: Tensor, rank: int | None = None, norm: str = "frobenius", spread: bool = False) -> Tensor:
     """The polar factor U Vᵀ of the update U S Vᵀ [m, n], exactly: what Newton-Schulz is a way to.
 
     Directions that are rounding alone, by the bound of `full_rank`, become zero, all others get the singular value 1.
-    With `rank` = r only the r largest stay, U_r V_rᵀ. Under norm `spectral` these keep the singular value 1; under
-    `frobenius` they share one that keeps the Frobenius norm of the whole, √(directions kept): the rank moves and that
-    size does not. Of parameters in bfloat16 the bound is wide, a fifth of the largest value at 576 columns.
+    With `rank` = r only the r largest stay, U_r V_rᵀ, or with `spread` r that are spread evenly over the spectrum.
+    Under norm `spectral` these keep the singular value 1; under `frobenius` they share one that keeps the Frobenius
+    norm of the whole, √(directions kept): the rank moves and that size does not. Of parameters in bfloat16 the bound is
+    wide, a fifth of the largest value at 576 columns.
 
     >>> polar(torch.tensor([[0.0, 4.0], [1.0, 0.0]]))
     tensor([[0., 1.],
@@ -78,7 +79,7 @@ def polar(update: Tensor, rank: int | None = None, norm: str = "frobenius") -> T
     """
 
     def gain(s: Tensor, kept: Tensor, peak: Tensor) -> Tensor:
-        chosen = kept if rank is None else kept & _largest(s, rank)
+        chosen = kept if rank is None else kept & (_spread(kept, rank) if spread else _largest(s, rank))
         size = (kept.sum() / chosen.sum()).sqrt() if norm == "frobenius" else 1.0
         return torch.where(chosen, size / s, 0.0)
 
@@ -126,6 +127,13 @@ def _regained(update: Tensor, gain: Callable[[Tensor, Tensor, Tensor], Tensor]) 
 def _largest(s: Tensor, rank: int) -> Tensor:
     """Which of ascending values are the `rank` largest."""
     return torch.arange(len(s), 0, -1, device=s.device) <= rank
+
+
+def _spread(kept: Tensor, rank: int) -> Tensor:
+    """Which of ascending values: `rank` of those that are kept, in the middle of as many equal parts of them."""
+    places, count = torch.arange(len(kept), device=kept.device) - (~kept).sum(), kept.sum()
+    middles = (2 * torch.arange(rank, device=kept.device) + 1) * count // (2 * rank)
+    return (places[:, None] == middles).any(-1)
 
 
 # ---- the optimisers ----
