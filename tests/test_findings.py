@@ -9,7 +9,7 @@ import pytest
 from rankcollapse.experiment import config, grid
 from rankcollapse.render import findings
 from rankcollapse.render.claims import read_claims
-from rankcollapse.render.evidence import Evidence, evidence
+from rankcollapse.render.evidence import VERDICTS, Evidence, evidence
 from rankcollapse.render.joined import PREDICTORS
 from rankcollapse.render.mediation import RIVALS
 from rankcollapse.render.together import COMMITTED, beside, place, together
@@ -74,18 +74,9 @@ def test_every_name_in_the_committed_sentences_exists_in_some_preset():
             names |= {f"{preset}/rank and accuracy/{study.name}"}
             names |= {f"{preset}/rules/{predictor}/{study.name}" for predictor in RIVALS}
         families = {claim.family for claim in claims}
-        verdicts = [
-            "all",
-            "reproduced",
-            "not reproduced",
-            "explained by the control",
-            "inconclusive",
-            "better",
-            "worse",
-            "abstract",
-            "summary",
-        ]
-        names |= {f"{preset}/count/{family}/{verdict}" for family in families for verdict in verdicts}
+        counted = [(claim.family, *side) for claim in claims for side in ([], [claim.left])]
+        names |= {"/".join([preset, "count", *each, verdict]) for each in counted for verdict in VERDICTS}
+        names |= {f"{preset}/count/{family}/{each}" for family in families for each in ("all", "abstract", "summary")}
         names |= {f"{preset}/heldout/{each}/{net}" for each in PREDICTORS for net in ("cnn4", "cnn", "resnet18", "mlp")}
         names |= {
             f"{preset}/runs/{each}"

@@ -88,7 +88,7 @@ def test_rounding_is_no_correlation():
     for _ in range(10):
         one = runs(seeds=1, noise=5.0)[2:]
         wide = [one.pivot(index="arm", columns="seed", values=v) for v in ("log_rank", "test_accuracy", "train_loss")]
-        found = mediating._given_loss(mediating._drawn(np.stack(wide)))
+        found = mediating._given_loss(mediating._drawn(np.stack(wide), [np.array([i]) for i in range(len(wide[0]))]))
         assert np.abs(found[np.isfinite(found)]).max() <= 1 + 1e-6
 
 
@@ -162,3 +162,15 @@ def test_rank_and_alignment_of_learning_rules_are_each_told_given_the_other():
         assert found.loc[name, "given_other"] == pytest.approx(np.corrcoef(left)[0, 1])
     assert found.loc["alignment", "given_other"] > 0.9
     assert rules(table[table["at"] < 3]).empty
+
+
+def test_arms_of_one_rule_are_drawn_together_so_that_repeating_them_makes_nothing_surer():
+    points = RNG.normal(size=(6, 3))
+    table = pd.DataFrame(points, columns=["log_rank", "test_accuracy", "train_loss"])
+    alone = table.assign(arm=[f"arm {i}" for i in range(6)], seed=0)
+    twice = pd.concat([alone, alone.assign(arm=alone["arm"] + " again")])
+    together = correlations(twice.assign(together=twice["arm"].str.removesuffix(" again")))
+    expected = correlations(alone)
+    assert [together.pop(name) for name in ("arms", "n")] == [2 * expected.pop(name) for name in ("arms", "n")]
+    assert together == pytest.approx(expected, nan_ok=True)
+    assert correlations(twice)["between_low"] > expected["between_low"]

@@ -8,9 +8,11 @@ quick/heldout/train_loss/mlp       R² of a measure for an architecture that it 
 quick/rank and accuracy/cnn4       their correlation between .arms; .within them, .given_loss; of mediation.csv
 quick/rules/alignment/cnn          over learning rules that of accuracy with a predictor; .given_other_low; of rules.csv
 quick/count/FAMILY/VERDICT         claims of a family with a verdict, or a source; FAMILY/all: but those by construction
+quick/count/FAMILY/fa+bn/VERDICT   those of one left side
 quick/runs/planned                 of provenance.json; also `core hours`
 """
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from rankcollapse.experiment.collect import read
 from rankcollapse.render.tables import select
 from rankcollapse.render.text import interval, number, shown
 
+VERDICTS = ("reproduced", "not reproduced", "explained by the control", "inconclusive", "better", "worse")
 TRAJECTORY = {"quantity": "gradient_trajectory", "layer": "all", "scope": "cumulative", "measure": "entropy_s2"}
 
 
@@ -60,8 +63,9 @@ def _claims(found: Evidence, preset: str, claims: pd.DataFrame) -> None:
         found.add(f"{preset}/count/{family}/all", len(rows))
         for source in ("abstract", "summary"):
             found.add(f"{preset}/count/{family}/{source}", int((rows["source"] == source).sum()))
-        for verdict in ("reproduced", "not reproduced", "explained by the control", "inconclusive", "better", "worse"):
-            found.add(f"{preset}/count/{family}/{verdict}", int((rows["verdict"] == verdict).sum()))
+        sides = {"": rows} | {f"/{left}": mine for left, mine in rows.groupby("left")}
+        for (side, some), verdict in itertools.product(sides.items(), VERDICTS):
+            found.add(f"{preset}/count/{family}{side}/{verdict}", int((some["verdict"] == verdict).sum()))
 
 
 def _arms(found: Evidence, preset: str, accuracy: pd.DataFrame) -> None:

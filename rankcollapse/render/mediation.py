@@ -48,7 +48,8 @@ def rules(joined: pd.DataFrame) -> pd.DataFrame:
     """Rank or alignment? A row per study and predictor of joined.joined: correlations over the learning rules with a B.
 
     Plain, with normalisation and with Muon, of finished runs: of test accuracy with the log of the rank of all
-    gradients, and with the cosine of the gradient with BP's; `given_other` is less what the other of them tells.
+    gradients, and with the cosine of the gradient with BP's; `given_other` is less what the other of them tells. The
+    bootstrap is over rules, each with its arms, which are alike.
     """
     runs = tidy.finished(joined)
     runs = runs[runs["arm"].isin(LEARNING)].rename(columns={"test_percent": "test_accuracy"})
@@ -56,7 +57,8 @@ def rules(joined: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for place, part in runs.groupby(PLACE, sort=False):
         for name, other in RIVALS.items():
-            found = correlations(part.assign(log_rank=part[name], train_loss=part[other]))
+            part = part.assign(log_rank=part[name], train_loss=part[other], together=part["arm"].str.split("+").str[0])
+            found = correlations(part)
             found = {key.replace("given_loss", "given_other"): value for key, value in found.items()}
             rows += [{**dict(zip(PLACE, place, strict=True)), "predictor": name, **found}] * bool(found)
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*PLACE, "predictor", "arms", "n"])
@@ -72,7 +74,8 @@ def _hidden(logs: pd.DataFrame) -> pd.DataFrame:
 
 def correlations(part: pd.DataFrame) -> dict[str, float]:
     """`between`, `within` and `given_loss` with their intervals, of runs [arm, seed] with log_rank, test_accuracy and
-    train_loss; nothing for fewer than LEAST arms.
+    train_loss; nothing for fewer than LEAST arms. Arms that share a value of `together`, if there is that column, are
+    drawn together.
     """
     part = part[np.isfinite(part[["log_rank", "test_accuracy", "train_loss"]]).all(axis=1)]
     wide = [part.pivot(index="arm", columns="seed", values=v) for v in ("log_rank", "test_accuracy", "train_loss")]
@@ -80,19 +83,24 @@ def correlations(part: pd.DataFrame) -> dict[str, float]:
     if values.shape[1] < LEAST:
         return {}
     found = {"arms": values.shape[1], "n": int(np.isfinite(values[0]).sum())}
-    drawn = _drawn(values)
+    names = part.groupby("arm")["together"].first() if "together" in part else pd.Series(wide[0].index, wide[0].index)
+    drawn = _drawn(values, [np.flatnonzero(names == name) for name in names.unique()])
     for name, statistic in (("between", _between), ("within", _within), ("given_loss", _given_loss)):
         low, high = _interval(statistic, drawn)
         found |= {name: float(statistic(values[None])[0]), f"{name}_low": low, f"{name}_high": high}
     return found
 
 
-def _drawn(values: np.ndarray) -> np.ndarray:
-    """Arms drawn with replacement, and of each its runs [draws, 3, arms, seeds]."""
+def _drawn(values: np.ndarray, groups: list[np.ndarray]) -> np.ndarray:
+    """Groups of arms drawn with replacement, and of each arm its runs [draws, 3, arms, seeds]; the rest is NaN."""
     generator = np.random.Generator(np.random.PCG64(0))
-    _, arms, seeds = values.shape
-    which = generator.integers(arms, size=(DRAWS, arms))
-    runs = generator.random((DRAWS, arms, seeds))
+    values = np.concatenate([values, np.full_like(values[:, :1], np.nan)], axis=1)  # -1: an arm that there is not
+    table = np.full((len(groups), max(map(len, groups))), -1)
+    for row, arms in zip(table, groups, strict=True):
+        row[: len(arms)] = arms
+    which = table[generator.integers(len(groups), size=(DRAWS, len(groups)))].reshape(DRAWS, -1)
+    seeds = values.shape[-1]
+    runs = generator.random((*which.shape, seeds))
     there = np.isfinite(values[0])
     order = np.argsort(~there, axis=1, kind="stable")  # an arm's runs first
     place = np.take_along_axis(order[which], (runs * there.sum(1)[which][..., None]).astype(int), axis=2)
@@ -137,5 +145,8 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _mean(values: np.ndarray) -> np.ndarray:
     """Along the last axis, which stays, NaN left out; of equal values that value, to the bit."""
-    largest = np.nanmax(values, axis=-1, keepdims=True)
-    return largest + np.nanmean(values - largest, axis=-1, keepdims=True)
+    largest = np.fmax.reduce(values, axis=-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return largest + np.nansum(values - largest, axis=-1, keepdims=True) / np.isfinite(values).sum(
+            -1, keepdims=True
+        )
