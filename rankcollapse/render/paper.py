@@ -29,10 +29,8 @@ def settings(runs: pd.DataFrame, tuned: pd.DataFrame, names: dict) -> list[dict[
     rows, runs = [], runs[runs["outcome"] != "missing"]
     tuned = tuned.merge(runs[["study", "dataset", "arm"]].drop_duplicates())
     for (study, dataset), part in runs.groupby(["study", "dataset"], sort=False):
-        first, tried = (
-            part.iloc[0],
-            tuned[(tuned["study"] == study) & (tuned["dataset"] == dataset)].groupby("arm").size(),
-        )
+        first, scored = part.iloc[0], tuned[(tuned["study"] == study) & (tuned["dataset"] == dataset)]
+        tried = scored.groupby("arm").size()
         cropped = f"flips, crops of {first['crop']:.0f}" if first["crop"] else "flips"
         rows.append({
             "study": names["studies"].get(study, study),
@@ -43,6 +41,7 @@ def settings(runs: pd.DataFrame, tuned: pd.DataFrame, names: dict) -> list[dict[
             "augmented": cropped if first["flip"] else "no",
             "precision": ", ".join(sorted(part["precision"].dropna().unique())),
             "candidates": " or ".join(map(str, sorted(tried.unique()))) or NONE,
+            "drawn": " or ".join(map(told, sorted(scored["n"].unique()))) or NONE,
             "seeds": " to ".join(map(str, sorted({*part.groupby("arm")["seed"].nunique().agg(["min", "max"])}))),
         })  # fmt: skip
     return rows
