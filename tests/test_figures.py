@@ -50,6 +50,7 @@ STUDIES = {
         **{f"fa+polar{end}": {"rule": "fa", **MUON, "update": "polar"} for end in SAME},
         **{f"fa+top{r}-unit": {"rule": "fa", **MUON, "update": "top_r", "rank": r, "norm": "spectral"} for r in (1, 5)},
         **{f"fa+top{r}{end}": {"rule": "fa", **MUON, "update": "top_r", "rank": r} for r in (1, 5) for end in SAME},
+        **{f"fa+spread{r}": {"rule": "fa", **MUON, "update": "spread_r", "rank": r} for r in (1, 5)},
         **{f"fa+frobenius{end}": {"rule": "fa", **MUON, "update": "frobenius"} for end in SAME},
         **{f"fa-rank{r}": {"rule": "fa", "feedback": "rank", "feedback_rank": r} for r in (1, 10)},
         "fa-orthogonal": {"rule": "fa", "feedback": "orthogonal"},
@@ -468,26 +469,27 @@ def test_the_dials_of_updates_are_at_their_rates_beside_sgds_direction(draw):
     made, caption = draw("updates", tables)
     (axes,) = panels(made)
     places = {"fa+top1": 0, "fa+top1-same": 0, "fa+top1-unit": 0, "fa+top5": 2, "fa+top5-same": 2, "fa+top5-unit": 2}
+    places |= {"fa+spread1": 0, "fa+spread5": 2}
     wanted = {}
     for arm, place in {**places, "fa+polar": 4, "fa+polar-same": 4}.items():
-        dial = 2 if arm.endswith("-unit") else arm.endswith("-same")
-        at = round(place + (-0.07, 0, 0.07)[dial], 6)
+        dial = 3 if "spread" in arm else 2 if arm.endswith("-unit") else arm.endswith("-same")
+        at = round(place + (-0.07, 0, 0.07, 0.14)[dial], 6)
         (wanted[DIALS[dial], at],) = of(tables, "hidden", **{re.sub(r"\W", "_", arm): 0}).values()
     check(dots(axes), wanted)
     assert crosses(axes) == [DIALS[0]]
     means = tables["runs"].query("study == 'hidden'").groupby("arm")["test_accuracy"].mean() * 100
     dials = {line.get_color(): line.get_ydata() for line in axes.lines if len(line.get_ydata()) == 3}
-    for own, ending, end in zip(DIALS, ("", "-same", "-unit"), ("", "-same", "-same"), strict=True):
-        arms = [f"fa+top1{ending}", f"fa+top5{ending}", f"fa+polar{end}"]
-        np.testing.assert_allclose(dials[own], means[arms])
+    names = ["fa+top{}", "fa+top{}-same", "fa+top{}-unit", "fa+spread{}"]
+    for own, name, end in zip(DIALS, names, ("", "-same", "-same", ""), strict=True):
+        np.testing.assert_allclose(dials[own], means[[name.format(1), name.format(5), f"fa+polar{end}"]])
     levels = {line.get_color(): line.get_ydata() for line in axes.lines if len(line.get_ydata()) == 2}
     for own, arm in zip(DIALS, ("fa+frobenius", "fa+frobenius-same"), strict=False):
         np.testing.assert_allclose(levels[own], means[arm])
-    pairs = ("fa+top1", "fa+polar"), ("fa+top1-same", "fa+polar-same"), ("fa+top1-unit", "fa+polar-same")
-    tuned, same, unit = (interval(*sure(gain(tables, "hidden", *pair))) for pair in pairs)
-    title = f"Cut to one direction: ● {tuned}, ■ {same}, ▲ {unit} points"
-    assert made.get_suptitle() == title
-    gains = [f"{gain} points ({dial})" for gain, dial in zip((tuned, same, unit), updates.DIALS, strict=True)]
+    pairs = [("fa+top1", "fa+polar"), ("fa+top1-same", "fa+polar-same"), ("fa+top1-unit", "fa+polar-same")]
+    pairs += [("fa+spread1", "fa+polar")]
+    found = [interval(*sure(gain(tables, "hidden", *pair))) for pair in pairs]
+    assert made.get_suptitle() == "Cut to one direction: ● {}, ■ {}, ▲ {}, ◆ {} points".format(*found)
+    gains = [f"{gain} points ({dial})" for gain, dial in zip(found, updates.DIALS, strict=True)]
     assert f"with one direction in place of all accuracy changes by {', '.join(gains)}" in caption
     assert levels[colour("fa")][0] == pytest.approx(means["fa"])
 

@@ -29,7 +29,7 @@ def draw(table, looks):
             look = {"color": looks["palette"][arm], "dashes": looks["dashes"][arm] or (None, None)}
             drawing.join(axes, mine, **look)
         drawing.dots(axes, part, looks)
-        axes.set(xticks=sorted(part["at"].unique()), ylim=(0, None))
+        axes.set(xticks=sorted(part["at"].unique()), ylim=(0, 1.1 * part["value"].max()))  # intervals may leave it
     drawing.chance(grid, head="test accuracy, %")
     drawing.legend(grid, looks)
     return grid.set_axis_labels("hidden layers", "")
