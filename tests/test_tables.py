@@ -50,6 +50,7 @@ def test_a_number_ends_at_the_second_digit_of_its_uncertainty():
     assert text.interval(-2.0651, -5.4265, 1.2963) == "−2.1 [−5.4, 1.3]"
     assert text.interval(10, math.nan, math.nan) == "10"
     assert [text.chance(p) for p in (0.000099, 0.00025, 0.3, math.nan)] == ["< 0.0001", "0.00025", "0.30", "–"]
+    assert [text.chance(p) for p in (0.0497, 0.0503, 0.051)] == ["0.0497", "0.0503", "0.051"]
 
 
 def test_a_summary_is_text_with_labels_and_what_became_of_runs():
@@ -62,6 +63,15 @@ def test_a_summary_is_text_with_labels_and_what_became_of_runs():
         ["FA", "4 (1 diverged)", "12350 ± 120", "✗ worse", "as FA"],
         ["bp", "0 (3 diverged)", "–", "not tested", "as FA"],
     ]
+
+
+def test_a_question_that_the_paper_does_not_answer_is_not_reproduced_but_supported():
+    verdicts = ["reproduced", "not reproduced", "inconclusive"]
+    cases = [(source, verdict) for source in ("abstract", "summary", "ours") for verdict in verdicts]
+    shown = text.shown(pd.DataFrame(cases, columns=["source", "verdict"]), {})["verdict"].tolist()
+    assert shown == ["✓ reproduced", "✗ not reproduced", "~ inconclusive"] * 2 + [
+        "✓ supported", "✗ contradicted", "~ inconclusive",
+    ]  # fmt: skip
 
 
 # ---- summaries, on tables made by hand ----
@@ -602,7 +612,7 @@ def test_the_readme_of_tables_opens_on_every_tested_claim_of_every_question(comm
         lines = [line.strip("| ").split(" | ") for line in sections[family].splitlines() if line][2:]
         assert [line[0] for line in lines] == [*(rows["statement"] + " (" + rows["source"] + ")")]
         assert [line[3].split()[0] for line in lines] == [*rows["n"].astype(str)]
-        assert [line[-1].split(":")[0] for line in lines] == [*map(text.word, rows["verdict"])]
+        assert [line[-1].split(":")[0] for line in lines] == text.shown(rows, {})["verdict"].tolist()
     assert f"| {LABELS['fa']} | {LABELS['frozen']} |" in sections["Depth utility"]
 
 

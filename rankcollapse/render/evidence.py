@@ -57,7 +57,7 @@ def _claims(found: Evidence, preset: str, claims: pd.DataFrame) -> None:
         found.add(f"{preset}/{raw['id']}", raw["verdict"], text["difference"])
         ends = (raw["low"], raw["high"]) if raw["difference"] >= 0 else (-raw["high"], -raw["low"])
         found.add(f"{preset}/{raw['id']}.size", abs(raw["difference"]), interval(abs(raw["difference"]), *ends))
-        for column, words in {**text, "verdict": raw["verdict"]}.items():  # in words, without a mark
+        for column, words in {**text, "verdict": text["verdict"].lstrip("✓✗○~ ")}.items():  # in words, without a mark
             found.add(f"{preset}/{raw['id']}.{column}", raw[column], words)
     for family, rows in claims[claims["structural"].isna()].groupby("family"):
         found.add(f"{preset}/count/{family}/all", len(rows))

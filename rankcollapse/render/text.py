@@ -23,6 +23,8 @@ SIDES = ["left_mean", "right_mean", "detectable"]  # in the unit of `difference`
 CHANCES = ["p", "p_holm", "p_finished", "p_holm_finished"]
 MARKS = {"reproduced": "✓", "better": "✓", "met": "✓", "not reproduced": "✗", "worse": "✗", "NOT MET": "✗"}
 MARKS |= {"explained by the control": "○", "inconclusive": "~", "within noise": "~"}
+OURS = {"reproduced": "supported", "not reproduced": "contradicted"}  # of a question that we add: nothing is replicated
+MARKS |= {ours: MARKS[verdict] for verdict, ours in OURS.items()}
 
 
 def number(value: float, uncertainty: float = math.nan) -> str:
@@ -56,7 +58,8 @@ def interval(value: float, low: float, high: float) -> str:
 
 
 def chance(p: float) -> str:
-    return "< 0.0001" if p < 1e-4 else number(p, p)
+    """With two digits, or with three where these would hide on which side of 0.05 it lies."""
+    return "< 0.0001" if p < 1e-4 else number(p, p / 10 if number(p, p) == "0.050" else p)
 
 
 def counted(n: float, diverged: float) -> str:
@@ -76,6 +79,8 @@ def shown(table: pd.DataFrame, names: dict) -> pd.DataFrame:
     labels, made = names.get("labels", {}), {}
     arms = dict.fromkeys(["arm", "left", "right", "control_left", "control_right", "reference", "base"], labels)
     arms["rate"] = {f"as {arm}": f"as {label}" for arm, label in labels.items()}
+    if {"source", "verdict"} <= {*table}:
+        table = table.assign(verdict=table["verdict"].mask(table["source"] == "ours", table["verdict"].replace(OURS)))
     table = table.replace({"study": names.get("studies", {}), "dataset": names.get("datasets", {}), **arms})
     gone = {end for value, ends in ENDS.items() if value in table for end in ends}
     for column in table.columns[~table.columns.isin(gone) & ~table.columns.str.endswith("_std")]:
