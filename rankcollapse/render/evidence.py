@@ -4,7 +4,8 @@ quick                              `there`, if the preset has summaries
 quick/muon-cnn                     a claim: its verdict, and as text the difference with its interval
 quick/muon-cnn.control_difference  any other column of claims.csv; .size is the difference without its sign
 quick/cnn4/fa                      an arm of a study: its test accuracy; .lr, or any column of accuracy.csv
-quick/heldout/train_loss/mlp       R² of a measure for .arms of an architecture that it was not fitted on, of heldout.csv
+quick/heldout/train_loss/mlp       R² of a measure for .arms of an architecture that it was not fitted on, of heldout.csv;
+                                   .order is Spearman's correlation of it with their gains
 quick/rank and accuracy/cnn4       their correlation between .arms; .within them, .given_loss; of mediation.csv
 quick/rules/alignment/cnn          over learning rules that of accuracy with a predictor; .given_other_low; of rules.csv
 quick/count/FAMILY/VERDICT         claims of a family with a verdict, or a source; FAMILY/all: but those by construction
@@ -79,8 +80,10 @@ def _arms(found: Evidence, preset: str, accuracy: pd.DataFrame) -> None:
 
 def _predictors(found: Evidence, preset: str, summary: Path) -> None:
     for row in read(summary / "heldout.csv").itertuples():
-        found.add(f"{preset}/heldout/{row.predictor}/{row.architecture}", row.r2, number(row.r2, 0.1))
-        found.add(f"{preset}/heldout/{row.predictor}/{row.architecture}.arms", row.arms)
+        name = f"{preset}/heldout/{row.predictor}/{row.architecture}"
+        found.add(name, row.r2, number(row.r2, 0.1))
+        found.add(f"{name}.arms", row.arms)
+        found.add(f"{name}.order", row.correlation, number(row.correlation, 0.1))
     for row in select(read(summary / "mediation.csv"), **TRAJECTORY).to_dict("records"):
         _correlations(found, f"{preset}/rank and accuracy/{row['study']}", row, ["within", "given_loss"])
     for row in read(summary / "rules.csv").to_dict("records"):
