@@ -4,7 +4,7 @@ quick                              `there`, if the preset has summaries
 quick/muon-cnn                     a claim: its verdict, and as text the difference with its interval
 quick/muon-cnn.control_difference  any other column of claims.csv; .size is the difference without its sign
 quick/cnn4/fa                      an arm of a study: its test accuracy; .lr, or any column of accuracy.csv
-quick/heldout/train_loss/mlp       R² of a measure for .arms of an architecture that it was not fitted on, of heldout.csv;
+quick/heldout/train_loss/mlp       R² of a measure for .arms of an architecture that it was not fitted on: heldout.csv;
                                    .order is Spearman's correlation of it with their gains
 quick/rank and accuracy/cnn4       their correlation between .arms; .within them, .given_loss; of mediation.csv
 quick/rules/alignment/cnn          over learning rules that of accuracy with a predictor; .given_other_low; of rules.csv
