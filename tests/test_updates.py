@@ -17,7 +17,7 @@ from torch import nn
 import rankcollapse
 from rankcollapse.errors import InputError
 from rankcollapse.experiment import network, training
-from rankcollapse.experiment.config import UPDATES
+from rankcollapse.experiment.config import CUTS, UPDATES
 from rankcollapse.library import models, ranks, rules, signals, spectra, trajectory, updates
 from rankcollapse.library.updates import AdamW, MomentumSGD, Muon, full_rank, orthogonalise, split, top_r, unflatten
 
@@ -25,6 +25,8 @@ DIALS = {
     "polar": updates.polar,
     "polar, r": partial(updates.polar, rank=1),
     "polar, r spread": partial(updates.polar, rank=2, spread=True),
+    "within r, fixed": partial(updates.within, rank=2, seed=0),
+    "within r, drawn": partial(updates.within, rank=2),
     "frobenius": updates.frobenius,
     "spectral": updates.spectral,
     "sign": updates.sign,
@@ -335,6 +337,7 @@ def test_gradients_of_zero_and_rates_of_zero_and_weights_without_elements_move_n
     assert optimizer.direction(params[-2]).shape == (4, 0)
 
 
+@pytest.mark.parametrize("make", [make for name, make in STEPS.items() if "drawn" not in name])  # by its very bits
 def test_half_precision_steps_as_float32_to_its_rounding(make):
     for dtype in (torch.float16, torch.bfloat16):
         half, single = weights(dtype=dtype), weights()
@@ -436,6 +439,25 @@ def test_polar_spread_has_directions_from_the_middle_of_equal_parts_of_those_tha
     np.testing.assert_allclose(
         updates.polar(update, rank, "spectral", spread=True), u[:, chosen] @ v[chosen], atol=1e-9
     )
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.data())
+def test_within_random_directions_the_step_is_orthogonal_and_they_are_fixed_or_of_this_step(m, n, data):
+    r = data.draw(st.integers(1, min(m, n)))
+    first, second = (torch.from_numpy(np.random.default_rng(seed).normal(size=(m, n))) for seed in (1, 2))
+    for norm, size in (("frobenius", (min(m, n) / r) ** 0.5), ("spectral", 1.0)):
+        for seed in (None, 7):
+            found = updates.within(first, r, norm, seed)
+            np.testing.assert_allclose(np.linalg.svd(found)[1][:r], size, rtol=1e-6)
+            assert np.linalg.matrix_rank(found.numpy(), tol=1e-6) == r
+            assert torch.equal(found, updates.within(first.clone(), r, norm, seed))
+    both = [torch.cat([updates.within(m, r, seed=seed) for m in (first, second)], 1) for seed in (7, None)]
+    assert np.linalg.matrix_rank(both[0].numpy(), tol=1e-6) == r, "of the outputs the same directions at every step"
+    if 2 * r <= m:
+        assert np.linalg.matrix_rank(both[1].numpy(), tol=1e-6) == 2 * r, "and others at each"
+    aligned = (updates.within(first, r, "spectral", 7) * first).sum()
+    others = (updates.within(second, r, "spectral", 7) * first).sum()
+    assert aligned >= others - 1e-9, "of all orthogonal steps within them it has the largest inner product"
 
 
 def test_the_scaled_updates_worked_by_hand():
@@ -748,10 +770,14 @@ def test_interventions_of_a_run_are_those_of_its_config_and_a_rank_beyond_a_matr
     for norm in ("frobenius", "spectral"):
         assert torch.equal(made(update="top_r", rank=3, norm=norm)(update), updates.polar(update, 3, norm))
         assert torch.equal(made(update="spread_r", rank=3, norm=norm)(update), updates.polar(update, 3, norm, True))
+        assert torch.equal(made(update="drawn_r", rank=3, norm=norm)(update), updates.within(update, 3, norm))
+        mine, again, other = (made(update="fixed_r", rank=3, norm=norm, seed=seed)(update) for seed in (0, 0, 1))
+        assert torch.equal(mine, again)
+        assert not torch.equal(mine, other)
     for name in ("polar", "frobenius", "spectral", "sign"):
         assert torch.equal(made(update=name)(update), getattr(updates, name)(update))
     muon = {"optimizer": "muon", "norm": "spectral"}
-    for options in ({"update": "top_r"}, {"update": "top_r", **muon}, {"update": "spread_r", **muon}):
+    for options in ({"update": "top_r"}, *({"update": cut, **muon} for cut in CUTS)):
         make_run(tiny, rank=4, **options)  # conv1 is 4 x 9
         with pytest.raises(InputError) as caught:
             make_run(tiny, rank=5, **options)
@@ -790,8 +816,8 @@ def test_every_update_trains_the_digits_and_goes_on_to_the_same_bits(tiny, new_s
     """The loss falls by a quarter in four epochs of 19 steps; a second run takes over midway in the fourth."""
     optimizer, update, options = RUNS[case]
     options = {**options, "train_images": None, "signals_every": 1}
-    options |= {"rank": 2} if update == "top_r" else {"rank": 4, "update_head": False} if update == "spread_r" else {}
-    options |= {"norm": "frobenius"} if update in ("full_rank", "spread_r") or case == "muon, top_r" else {}
+    options |= {"rank": 2} if update == "top_r" else {"rank": 4, "update_head": False} if update in CUTS else {}
+    options |= {"norm": "frobenius"} if update == "full_rank" or (optimizer == "muon" and update in CUTS) else {}
     rate = {"sgd": 0.1, "muon": 0.05, "adam": 0.01}[optimizer]
     config = tiny(optimizer=optimizer, update=update, lr=rate, rule=rule, epochs=4, **options)
     state, kept = new_state(config, device), []

@@ -17,9 +17,10 @@ from rankcollapse.experiment import datasets
 
 UPDATES = {  # by optimizer
     "sgd": ("full", "top_r", "full_rank"),
-    "muon": ("full", "polar", "top_r", "spread_r", "frobenius", "spectral", "sign"),
+    "muon": ("full", "polar", "top_r", "spread_r", "fixed_r", "drawn_r", "frobenius", "spectral", "sign"),
     "adam": ("full",),
 }
+CUTS = ("top_r", "spread_r", "fixed_r", "drawn_r")  # which keep `rank` directions
 Dataset = Literal[tuple(datasets.SETS)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1, description="seed of weights, feedback, subset, order, augmentation")]
 
@@ -81,17 +82,18 @@ class Settings(Strict):
     lr: float = Field(0.03, gt=0, description="peak learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum; of AdamW β₁")
     weight_decay: float = Field(0.0, ge=0, description="decoupled decay of forward weights, per step and unit of lr")
-    update: Literal["full", "top_r", "full_rank", "polar", "spread_r", "frobenius", "spectral", "sign"] = Field(
+    update: Literal["full", "full_rank", "polar", *CUTS, "frobenius", "spectral", "sign"] = Field(
         "full",
         description="intervention on the update: none; of sgd its top singular directions, or its polar factor in its "
         "own norm; of muon, in place of Newton-Schulz, the exact polar factor, its top directions or some that are "
-        "spread evenly over its spectrum, at one of its norms, the momentum or its signs at that of a polar factor of "
-        "full rank, or the momentum at its spectral norm",
+        "spread evenly over its spectrum, at one of its norms, that within random directions of the outputs, the same "
+        "at every step or drawn anew, the momentum or its signs at the norm of a polar factor of full rank, or the "
+        "momentum at its spectral norm",
     )
-    rank: int | None = Field(None, ge=1, description="singular directions that top_r and spread_r keep")
+    rank: int | None = Field(None, ge=1, description="directions that top_r, spread_r, fixed_r and drawn_r keep")
     norm: Literal["frobenius", "spectral"] | None = Field(
         None,
-        description="norm that full_rank keeps of the update, and top_r and spread_r under muon of the polar factor",
+        description="norm that full_rank keeps of the update, and r directions under muon of the polar factor",
     )
     update_head: bool = Field(True, description="whether the intervention changes the classifier's update too")
     ns_steps: int = Field(5, ge=1, le=99, description="Newton-Schulz steps of Muon")
@@ -160,9 +162,9 @@ class RunConfig(Settings):
         if self.update not in UPDATES[self.optimizer]:
             words = ", ".join(map(repr, UPDATES[self.optimizer]))
             raise ValueError(f"update is {self.update!r}; under optimizer {self.optimizer!r} it must be one of {words}")
-        cut = self.update in ("top_r", "spread_r")
+        cut = self.update in CUTS
         if cut and self.rank is None:
-            raise ValueError(f"rank is missing: update {self.update!r} needs the number of singular directions to keep")
+            raise ValueError(f"rank is missing: update {self.update!r} needs the number of directions to keep")
         if (needs := self.update == "full_rank" or (cut and self.optimizer == "muon")) and not self.norm:
             raise ValueError(
                 f"norm is missing: update {self.update!r} needs 'frobenius' or 'spectral', the norm to keep"

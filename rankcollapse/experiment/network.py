@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rankcollapse.errors import InputError
 from rankcollapse.experiment import data, datasets
-from rankcollapse.experiment.config import RunConfig
+from rankcollapse.experiment.config import CUTS, RunConfig
 from rankcollapse.library import laws, models, updates
 from rankcollapse.library.feedback import feedback_layers
 from rankcollapse.library.rules import RULES
@@ -88,15 +88,20 @@ def intervention(model: nn.Module, config: RunConfig) -> Callable[[Tensor], Tens
 
     Raises InputError for a rank beyond a matrix.
     """
-    if config.update in ("top_r", "spread_r"):
+    if config.update in CUTS:
         for name, weight in [*models.matrices(model).items()][: None if config.update_head else -1]:
             rows, columns = weight.flatten(1).shape
             if config.rank > min(rows, columns):
                 what = f"the {rows} x {columns} matrix of layer {name!r} of {config.architecture}"
                 raise InputError(f"rank is {config.rank}, beyond {what}; it must be {min(rows, columns)} or less")
-        if config.optimizer == "muon":
-            return partial(updates.polar, rank=config.rank, norm=config.norm, spread=config.update == "spread_r")
-        return partial(updates.top_r, rank=config.rank)
+        if config.optimizer == "sgd":
+            return partial(updates.top_r, rank=config.rank)
+        if config.update == "fixed_r":
+            seed = data.generator(config.seed, "directions of updates").initial_seed()
+            return partial(updates.within, rank=config.rank, norm=config.norm, seed=seed)
+        if config.update == "drawn_r":
+            return partial(updates.within, rank=config.rank, norm=config.norm)
+        return partial(updates.polar, rank=config.rank, norm=config.norm, spread=config.update == "spread_r")
     if config.update == "full_rank":
         return partial(updates.full_rank, norm=config.norm)
     return None if config.update == "full" else getattr(updates, config.update)

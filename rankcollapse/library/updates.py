@@ -86,6 +86,21 @@ def polar(update: Tensor, rank: int | None = None, norm: str = "frobenius", spre
     return _regained(update, gain)
 
 
+def within(update: Tensor, rank: int, norm: str = "frobenius", seed: int | None = None) -> Tensor:
+    """Muon's step within `rank` random directions of the outputs: Q polar(Qᵀ M), with orthonormal Q [m, rank].
+
+    By a seed Q is the same at every step, and for all matrices of as many rows: all steps of a training lie within
+    these directions. Without one the bits of the update draw it, in whatever order, so that each step has others, of
+    equal rank and size. The singular values are 1 under norm `spectral`, and √(min(m, n) / rank) under `frobenius`.
+    """
+    rank = min(rank, *update.shape)
+    seed = int(update.float().contiguous().view(torch.int32).sum()) if seed is None else seed
+    drawn = torch.randn(len(update), rank, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    directions = torch.linalg.qr(drawn).Q.to(update)
+    size = (min(update.shape) / max(1, rank)) ** 0.5 if norm == "frobenius" else 1.0
+    return size * directions @ polar(directions.mT @ update)
+
+
 def frobenius(update: Tensor) -> Tensor:
     """The update [m, n] itself, scaled to the Frobenius norm of a polar factor of full rank, √min(m, n).
 
