@@ -35,6 +35,7 @@ LADDER = {"fa+bn-last1": {"rule": "fa", "normalization": "batch", "learning_bloc
 SAME = ("", "-same")  # a rate of its own, or Muon's
 MUON, BOTH = {"optimizer": "muon"}, {"optimizer": "muon", "normalization": "batch"}
 RULES, REMEDIES = ("bp", "fa", "dfa", "kp"), {"": {}, "+bn": {"normalization": "batch"}}
+RANDOM = ("spread", "fixed", "drawn")
 STUDIES = {
     "plain": {
         "bp": {}, "fa": {"rule": "fa"}, "fa+bn": {"rule": "fa", "normalization": "batch"},
@@ -50,7 +51,7 @@ STUDIES = {
         **{f"fa+polar{end}": {"rule": "fa", **MUON, "update": "polar"} for end in SAME},
         **{f"fa+top{r}-unit": {"rule": "fa", **MUON, "update": "top_r", "rank": r, "norm": "spectral"} for r in (1, 5)},
         **{f"fa+top{r}{end}": {"rule": "fa", **MUON, "update": "top_r", "rank": r} for r in (1, 5) for end in SAME},
-        **{f"fa+spread{r}": {"rule": "fa", **MUON, "update": "spread_r", "rank": r} for r in (1, 5)},
+        **{f"fa+{cut}{r}": {"rule": "fa", **MUON, "update": f"{cut}_r", "rank": r} for r in (1, 5) for cut in RANDOM},
         **{f"fa+frobenius{end}": {"rule": "fa", **MUON, "update": "frobenius"} for end in SAME},
         **{f"fa-rank{r}": {"rule": "fa", "feedback": "rank", "feedback_rank": r} for r in (1, 10)},
         "fa-orthogonal": {"rule": "fa", "feedback": "orthogonal"},
@@ -62,7 +63,7 @@ NETS = {"resnet18": {"architecture": "resnet18", "dataset": "cifar100"}, "hidden
 NETS |= {"ruled": {"architecture": "cnn"}, "deep": {"depth": 6}}
 LOOKS = {
     "arms": {
-        arm: {"label": arm.upper(), "colour": f"#{8 * i:02x}40a0", "marker": "os^Dv<>PXdh"[i % 11], "line": "-"}
+        arm: {"label": arm.upper(), "colour": f"#{4 * i:02x}40a0", "marker": "os^Dv<>PXdh"[i % 11], "line": "-"}
         for i, arm in enumerate(dict.fromkeys(arm for arms in STUDIES.values() for arm in arms))
     },
     "studies": {
@@ -178,7 +179,6 @@ def colour(arm: str) -> str:
 
 
 FROZEN_NETS = drawing.GROUPS[drawing.FROZEN][0]  # one look for all of them
-DIALS = [look[0] for look in updates.DIALS.values()]
 
 
 def drawn_lines(axes) -> dict[str, np.ndarray]:
@@ -464,34 +464,34 @@ def test_the_papers_accuracies_and_differences_stand_beside_ours(draw):
         assert f"{words} {interval(*wanted[colour(arm), at])} ({paper})" in caption
 
 
-def test_the_dials_of_updates_are_at_their_rates_beside_sgds_direction(draw):
+def test_the_dials_of_updates_are_by_size_and_rate_and_by_which_directions_beside_sgds_step(draw):
     tables = tables_of({("fa+top1", 0): "diverged"})
     made, caption = draw("updates", tables)
-    (axes,) = panels(made)
-    places = {"fa+top1": 0, "fa+top1-same": 0, "fa+top1-unit": 0, "fa+top5": 2, "fa+top5-same": 2, "fa+top5-unit": 2}
-    places |= {"fa+spread1": 0, "fa+spread5": 2}
-    wanted = {}
-    for arm, place in {**places, "fa+polar": 4, "fa+polar-same": 4}.items():
-        dial = 3 if "spread" in arm else 2 if arm.endswith("-unit") else arm.endswith("-same")
-        at = round(place + (-0.07, 0, 0.07, 0.14)[dial], 6)
-        (wanted[DIALS[dial], at],) = of(tables, "hidden", **{re.sub(r"\W", "_", arm): 0}).values()
-    check(dots(axes), wanted)
-    assert crosses(axes) == [DIALS[0]]
+    sizes, which = panels(made)
+    assert [axes.get_title() for axes in (sizes, which)] == ["The largest directions", "Which directions?"]
     means = tables["runs"].query("study == 'hidden'").groupby("arm")["test_accuracy"].mean() * 100
-    dials = {line.get_color(): line.get_ydata() for line in axes.lines if len(line.get_ydata()) == 3}
-    names = ["fa+top{}", "fa+top{}-same", "fa+top{}-unit", "fa+spread{}"]
-    for own, name, end in zip(DIALS, names, ("", "-same", "-same", ""), strict=True):
-        np.testing.assert_allclose(dials[own], means[[name.format(1), name.format(5), f"fa+polar{end}"]])
-    levels = {line.get_color(): line.get_ydata() for line in axes.lines if len(line.get_ydata()) == 2}
-    for own, arm in zip(DIALS, ("fa+frobenius", "fa+frobenius-same"), strict=False):
-        np.testing.assert_allclose(levels[own], means[arm])
-    pairs = [("fa+top1", "fa+polar"), ("fa+top1-same", "fa+polar-same"), ("fa+top1-unit", "fa+polar-same")]
-    pairs += [("fa+spread1", "fa+polar")]
-    found = [interval(*sure(gain(tables, "hidden", *pair))) for pair in pairs]
-    assert made.get_suptitle() == "Cut to one direction: ● {}, ■ {}, ▲ {}, ◆ {} points".format(*found)
-    gains = [f"{gain} points ({dial})" for gain, dial in zip(found, updates.DIALS, strict=True)]
-    assert f"with one direction in place of all accuracy changes by {', '.join(gains)}" in caption
+    pairs, colours = {}, {}
+    for dial, (own, _, _, shift, arm, whole) in updates.DIALS.items():
+        pairs[dial], colours[dial] = (arm.format(1), whole), mpl.colors.to_hex(own)
+        for axes, names in ((sizes, updates.NAMES[:3]), (which, [updates.NAMES[0], *updates.NAMES[3:]])):
+            lines = {line.get_color(): line.get_ydata() for line in axes.lines if len(line.get_ydata()) == 3}
+            assert (own in lines) == (dial in names)
+            if dial in names:
+                np.testing.assert_allclose(lines[own], means[[arm.format(1), arm.format(5), whole]])
+                for r, place in ((1, 0), (5, 2)):
+                    (wanted,) = of(tables, "hidden", **{re.sub(r"\W", "_", arm.format(r)): 0}).values()
+                    check({0: dots(axes)[colours[dial], round(place + shift, 6)]}, {0: wanted})
+    assert crosses(sizes) == crosses(which) == [colours[updates.NAMES[0]]]
+    levels = {line.get_color(): line.get_ydata() for line in sizes.lines if len(line.get_ydata()) == 2}
+    for dial, arm in zip(updates.NAMES[:2], ("fa+frobenius", "fa+frobenius-same"), strict=True):
+        np.testing.assert_allclose(levels[updates.DIALS[dial][0]], means[arm])
     assert levels[colour("fa")][0] == pytest.approx(means["fa"])
+    gains = {dial: interval(*sure(gain(tables, "hidden", *pair))) for dial, pair in pairs.items()}
+    assert made.get_suptitle() == "Cut to one direction: ● {}, ■ {}, ▲ {}, ◆ {}, ▼ {}, ✚ {} points".format(
+        *gains.values()
+    )
+    said = ", ".join(f"{gain} points ({dial})" for dial, gain in gains.items())
+    assert f"with one direction in place of all accuracy changes by {said}" in caption
 
 
 @pytest.mark.parametrize("figure", FIGURES)
@@ -586,7 +586,7 @@ def test_the_summary_has_a_panel_for_all_that_the_preset_has_data_for(draw, tmp_
     ]
     headline, _, aligned, dials, told = panels(made)
     check(dots(headline), of(tables, "resnet18", fa=0, fa_bn=1, fa_muon=2, fa_both=3))
-    assert (DIALS[0], -0.07) in dots(dials)
+    assert (updates.DIALS[updates.NAMES[0]][0], -0.07) in dots(dials)
     assert {mpl.colors.to_hex(each.get_facecolor()[0]) for each in aligned.collections} == {
         drawing.GROUPS[drawing.OTHERS][0]
     }

@@ -12,7 +12,8 @@ SHOWN = None
 SPREAD = None
 PARTS = {"The paper's accuracies and ours": headline, "All methods: rank of gradients": accuracy_vs_rank}
 PARTS |= {"Learning rules: cosine with BP": rules}
-PARTS |= {"Muon's step, cut to r directions": updates}
+STEPS = "Muon's step, cut to r directions"
+PARTS |= {STEPS: updates}
 HELDOUT = "Gains predicted across architectures"
 NAMED = {
     "gradient_rank": "gradient rank, layers", "whole_gradient_rank": "gradient rank, net",
@@ -26,6 +27,7 @@ def data(tables):
     """The rows of the first panel of each of PARTS, by `part`, and those of joined.heldout."""
     found = {title: figure.data(drawing.only(tables, figure.SHOWN)) for title, figure in PARTS.items()}
     found = {title: select(rows, panel=next(iter(finished(rows)["panel"]), None)) for title, rows in found.items()}
+    found[STEPS] = select(found[STEPS], head=next(iter(found[STEPS]["head"].unique()[::-1]), None))  # the last of them
     found[HELDOUT] = heldout(joined(tables), tables["runs"]).assign(outcome="finished")
     return concat([part.assign(part=title) for title, part in found.items()])
 

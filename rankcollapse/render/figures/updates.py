@@ -9,32 +9,40 @@ from rankcollapse.render.claims import reading
 from rankcollapse.render.tables import ended, select
 
 RANKS = {1: 0, 2: 1, 5: 2, 10: 3}  # and their places on the axis, before that of full rank
-DIALS = {  # colour, marker and dashes, and how far from its place
-    "cut and enlarged, rate tuned": ("#1b7837", "o", "", -0.07),
-    "cut and enlarged, Muon's rate": ("#762a83", "s", (1, 1.65), 0),
-    "cut alone, Muon's rate": ("#bf812d", "^", (3.7, 1.6), 0.07),
-    "spread over the spectrum, enlarged, rate tuned": ("#4393c3", "D", (1, 1), 0.14),
+DIALS = {  # colour, marker and dashes, how far from its place, and its arms: of r directions, and of all
+    "largest, enlarged, rate tuned": ("#1b7837", "o", "", -0.07, "fa+top{}", "fa+polar"),
+    "largest, enlarged, Muon's rate": ("#762a83", "s", (1, 1.65), 0, "fa+top{}-same", "fa+polar-same"),
+    "largest alone, Muon's rate": ("#bf812d", "^", (3.7, 1.6), 0.07, "fa+top{}-unit", "fa+polar-same"),
+    "over the spectrum, enlarged, tuned": ("#2166ac", "D", (3.7, 1.6), 0, "fa+spread{}", "fa+polar"),
+    "random, anew at each step, tuned": ("#4393c3", "v", (1, 1.65), 0.07, "fa+drawn{}", "fa+polar"),
+    "random, fixed, tuned": ("#d6604d", "P", (6, 1.5, 1, 1.5), 0.14, "fa+fixed{}", "fa+polar"),
 }
-ENDS = {[*DIALS][2]: "fa+polar-same", [*DIALS][3]: "fa+polar"}  # all of the directions, on a dial that shares them
-ARMS = [f"fa+{each}{end}" for each in (*(f"top{r}" for r in RANKS), "polar", "frobenius") for end in ("", "-same")]
-SHOWN = f"algorithm in {['fa', *ARMS, *(f'fa+{each}' for r in RANKS for each in (f'top{r}-unit', f'spread{r}'))]}"
+NAMES = [*DIALS]
+HEADS = {"The largest directions": NAMES[:3], "Which directions?": [NAMES[0], *NAMES[3:]]}
+DIAL = {look[4].format(r): name for name, look in DIALS.items() for r in RANKS}
+DIAL |= {f"fa+{whole}{end}": NAMES[bool(end)] for whole in ("polar", "frobenius") for end in ("", "-same")}
+SHOWN = f"algorithm in {['fa', *DIAL]}"
 SPREAD = "bars"
 OVER = ended
 
 
 def data(tables):
-    """The runs of studies that cut updates, as `arm` the dial: its rate, is what is left enlarged? And those of FA."""
+    """The runs of studies that cut updates, as `arm` the dial, under each of HEADS that has it, and those of FA."""
     runs = tables["runs"]
-    same, unit = runs["rate"] == "as fa+muon", runs["norm"] == "spectral"
-    plain, spread = runs["algorithm"] == "fa", runs["update"] == "spread_r"
-    dials = np.select([plain, spread, ~same, ~unit], [runs["arm"], [*DIALS][3], *[*DIALS][:2]], [*DIALS][2])
-    runs = runs.assign(arm=dials, value=runs["test_accuracy"])
-    runs["at"] = runs["rank"].map(RANKS).fillna(len(RANKS)) + runs["arm"].map({arm: DIALS[arm][-1] for arm in DIALS})
-    return runs[runs.groupby("study")["rank"].transform("count") > 0]
+    runs = runs.assign(arm=runs["algorithm"].map(DIAL).fillna(runs["arm"]), value=runs["test_accuracy"])
+    shift = runs["arm"].map({name: look[3] for name, look in DIALS.items()})
+    runs["at"] = runs["rank"].map(RANKS).fillna(len(RANKS)) + shift
+    runs = runs[runs.groupby("study")["rank"].transform("count") > 0]
+    parts = [
+        runs[runs["arm"].isin(names) | (runs["algorithm"] == "fa")].assign(head=head) for head, names in HEADS.items()
+    ]
+    cut = [part for part in parts if ended(part[part["rank"].notna()])["arm"].nunique() > 1]  # is there a choice?
+    return concat(cut or parts[:1])
 
 
 def panel(axes, table, looks):
-    """Accuracy over r on each dial, SGD's direction at the size of Muon's steps, and FA; what a legend has."""
+    """Accuracy over r on each dial, SGD's step at the size of Muon's, and FA; what a legend has."""
+    table = table[table["outcome"] != "missing"]
     sgd, dials = select(table, algorithm="fa"), table[table["algorithm"] != "fa"]
     whole, cut = select(dials, update="frobenius"), dials[dials["update"] != "frobenius"]
     for arm, part in ended(sgd).groupby("arm"):
@@ -44,8 +52,8 @@ def panel(axes, table, looks):
         axes.axhline(mean, color=DIALS[dial][0], linewidth=0.8, dashes=DIALS[dial][2] or (None, None))
         axes.axhspan(low, high, color=DIALS[dial][0], alpha=0.1, linewidth=0)
     for dial, part in cut.groupby("arm"):
-        ended_in = select(cut, algorithm=ENDS[dial]) if dial in ENDS else None
-        drawing.join(axes, concat([part, ended_in]), color=DIALS[dial][0], dashes=DIALS[dial][2] or (None, None))
+        line = concat([part[part["rank"].notna()], select(cut, algorithm=DIALS[dial][5])])
+        drawing.join(axes, line, color=DIALS[dial][0], dashes=DIALS[dial][2] or (None, None))
     drawing.dots(axes, cut, drawing.looking(looks, DIALS))
     axes.set_ylim(*np.clip(axes.get_ylim(), 0, 100))
     axes.set_xticks(range(len(RANKS) + 1), [*RANKS, "all"])
@@ -67,14 +75,13 @@ def draw(table, looks):
 
 def _gains(table):
     """Of one direction in place of all on each dial, in points, where there are runs."""
-    pairs = [("fa+top1", "fa+polar"), ("fa+top1-same", "fa+polar-same"), ("fa+top1-unit", "fa+polar-same")]
-    pairs += [("fa+spread1", "fa+polar")]
-    gains = {dial: drawing.paired(table, *pair)["value"] for dial, pair in zip(DIALS, pairs, strict=True)}
+    table = table.drop_duplicates(["algorithm", "seed"])
+    gains = {dial: drawing.paired(table, look[4].format(1), look[5])["value"] for dial, look in DIALS.items()}
     return {dial: drawing.sure(gain) for dial, gain in gains.items() if len(gain)}
 
 
 def title(table):
-    marks = dict(zip(DIALS, "●■▲◆", strict=True))
+    marks = dict(zip(DIALS, "●■▲◆▼✚", strict=True))
     return f"Cut to one direction: {', '.join(f'{marks[dial]} {gain}' for dial, gain in _gains(table).items())} points"
 
 
@@ -85,10 +92,12 @@ def finding(table):
 
 def caption(table):
     here = drawing.first(table, OVER)
-    at_size = drawing.sure(drawing.paired(here, "fa+polar", "fa+frobenius")["value"])
+    one_each = here.drop_duplicates(["algorithm", "seed"])
+    at_size = drawing.sure(drawing.paired(one_each, "fa+polar", "fa+frobenius")["value"])
     return (
-        f"Test accuracy of FA whose updates of hidden layers are Muon's, cut to their r largest singular directions "
-        f"or to r spread over the spectrum, and enlarged to the Frobenius norm of all, or not. Horizontal is SGD's own "
-        f"step at that norm, and FA under SGD. {here['panel'].iloc[0]}, paired by seed: {finding(here)}. At that norm "
-        f"all of Muon's directions are {at_size} points above SGD's own step."
+        f"Test accuracy of FA whose updates of hidden layers are Muon's in r directions: the largest singular ones, "
+        f"some spread evenly over the spectrum, or random ones of the outputs, drawn anew at each step or always the "
+        f"same. Enlarged, they have the Frobenius norm of the whole step. Flat are SGD's own step at that norm, and FA "
+        f"under SGD. {here['panel'].iloc[0]}, paired by seed: {finding(here)}. At that norm all of Muon's directions "
+        f"are {at_size} points above SGD's own step."
     )
