@@ -7,6 +7,7 @@ from pandas import concat
 from rankcollapse.render import drawing
 from rankcollapse.render.claims import reading
 from rankcollapse.render.tables import ended, select
+from rankcollapse.render.text import interval
 
 RANKS = {1: 0, 2: 1, 5: 2, 10: 3}  # and their places on the axis, before that of full rank
 DIALS = {  # colour, marker and dashes, how far from its place, and its arms: of r directions, and of all
@@ -73,20 +74,22 @@ def draw(table, looks):
     return grid
 
 
-def _gains(table):
-    """Of one direction in place of all on each dial, in points, where there are runs."""
+def _gains(table, r, names, tell=interval):
+    """Of r directions in place of all on each dial, in points, where there are runs."""
     table = table.drop_duplicates(["algorithm", "seed"])
-    gains = {dial: drawing.paired(table, look[4].format(1), look[5])["value"] for dial, look in DIALS.items()}
-    return {dial: drawing.sure(gain) for dial, gain in gains.items() if len(gain)}
+    gains = {name: drawing.paired(table, DIALS[name][4].format(r), DIALS[name][5])["value"] for name in names}
+    return {dial: drawing.sure(gain, tell) for dial, gain in gains.items() if len(gain)}
 
 
 def title(table):
-    marks = dict(zip(DIALS, "●■▲◆▼✚", strict=True))
-    return f"Cut to one direction: {', '.join(f'{marks[dial]} {gain}' for dial, gain in _gains(table).items())} points"
+    marks, most = dict(zip(DIALS, "●■▲◆▼✚", strict=True)), table["rank"].max()
+    gains = _gains(table, f"{most:.0f}", [NAMES[0], *NAMES[3:]], drawing.shortly)
+    said = ", ".join(f"{marks[dial]} {gain}" for dial, gain in gains.items())
+    return f"{most:.0f} directions in place of all: {said} points"
 
 
 def finding(table):
-    parts = [f"{gain} points ({dial})" for dial, gain in _gains(table).items()]
+    parts = [f"{gain} points ({dial})" for dial, gain in _gains(table, 1, DIALS).items()]
     return f"with one direction in place of all accuracy changes by {', '.join(parts)}"
 
 
