@@ -87,6 +87,10 @@ def test_every_name_in_the_committed_sentences_exists_in_some_preset():
     assert {name for name in used if name not in names and re.sub(r"\.\w+$", "", name) not in names} == set()
 
 
+def test_of_a_preset_on_whose_data_no_statement_can_be_settled_nothing_is_said():
+    assert findings.findings(findings.read_findings(STATED), Evidence()) == {}
+
+
 def test_a_case_that_always_holds_is_the_last_of_its_finding():
     """Those behind it would never be said."""
     for name, parts in findings.read_findings(STATED).items():
