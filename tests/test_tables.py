@@ -69,6 +69,7 @@ def test_a_question_that_the_paper_does_not_answer_is_not_reproduced_but_support
     verdicts = ["reproduced", "not reproduced", "inconclusive"]
     cases = [(source, verdict) for source in ("abstract", "summary", "ours") for verdict in verdicts]
     shown = text.shown(pd.DataFrame(cases, columns=["source", "verdict"]), {})["verdict"].tolist()
+    assert [*map(text.unmarked, shown)] == [*verdicts, *verdicts, "supported", "contradicted", "inconclusive"]
     assert shown == ["✓ reproduced", "✗ not reproduced", "~ inconclusive"] * 2 + [
         "✓ supported", "✗ contradicted", "~ inconclusive",
     ]  # fmt: skip

@@ -22,7 +22,7 @@ import pandas as pd
 from rankcollapse.experiment import config
 from rankcollapse.experiment.collect import read
 from rankcollapse.render.tables import select
-from rankcollapse.render.text import interval, number, shown
+from rankcollapse.render.text import interval, number, shown, unmarked
 
 VERDICTS = ("reproduced", "not reproduced", "explained by the control", "inconclusive", "better", "worse")
 TRAJECTORY = {"quantity": "gradient_trajectory", "layer": "all", "scope": "cumulative", "measure": "entropy_s2"}
@@ -58,7 +58,7 @@ def _claims(found: Evidence, preset: str, claims: pd.DataFrame) -> None:
         found.add(f"{preset}/{raw['id']}", raw["verdict"], text["difference"])
         ends = (raw["low"], raw["high"]) if raw["difference"] >= 0 else (-raw["high"], -raw["low"])
         found.add(f"{preset}/{raw['id']}.size", abs(raw["difference"]), interval(abs(raw["difference"]), *ends))
-        for column, words in {**text, "verdict": text["verdict"].lstrip("✓✗○~ ")}.items():  # in words, without a mark
+        for column, words in {**text, "verdict": unmarked(text["verdict"])}.items():
             found.add(f"{preset}/{raw['id']}.{column}", raw[column], words)
     for family, rows in claims[claims["structural"].isna()].groupby("family"):
         found.add(f"{preset}/count/{family}/all", len(rows))

@@ -71,6 +71,11 @@ def word(value: object) -> str:
     return NONE if pd.isna(value) else f"{MARKS.get(value, '')} {value}".strip()
 
 
+def unmarked(words: str) -> str:
+    """A verdict without the mark that `word` puts before it."""
+    return words.lstrip("".join({*MARKS.values()}) + " ")
+
+
 def shown(table: pd.DataFrame, names: dict) -> pd.DataFrame:
     """A summary with every cell as text, what is named as `names` label it, and verdicts marked.
 
