@@ -43,5 +43,6 @@ def caption(table):
     ]
     return (
         f"Test accuracy, and the effective rank ({drawing.MEASURES['entropy_s2']}) of the gradients of the whole net, "
-        f"over the number of hidden layers. Dotted is chance; an interval may leave the axes. The accuracy of FA in %: {'; '.join(said)}."
+        f"over the number of hidden layers. Dotted is chance; an interval may leave the axes. The accuracy of FA in %: "
+        f"{'; '.join(said)}."
     )
