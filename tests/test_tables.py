@@ -652,6 +652,15 @@ def test_the_pages_have_figures_with_a_link_to_their_scripts_and_open_on_the_fir
     assert page.index("Is it so?") < page.index("<td>a &lt; b</td>")
 
 
+def test_the_report_leaves_out_the_numbers_and_the_script_of_a_caption(tmp_path):
+    words = "What is drawn.\nIn numbers: 1.5 under FA.\nFinished runs: n = 3.\nDrawn by rankcollapse/a.py.\n"
+    files.write_text(tmp_path / "quick" / "curves.txt", words)
+    files.write_text(tmp_path / "quick" / "curves.svg", "<svg>curves</svg>")
+    (found,) = paper.pictures({"quick": {"title": "Small"}}, tmp_path)["curves"]
+    assert found["caption"] == "What is drawn. Finished runs: n = 3."
+    assert (found["picture"], found["title"]) == ("<svg>curves</svg>", "Small")
+
+
 def test_provenance_tells_grids_apart_and_not_their_order_or_outcomes(grid, tmp_path):
     runs = collected(grid, tmp_path)["runs"]
     made = summaries.provenance(runs, "p", "Größe")

@@ -23,7 +23,7 @@ from rankcollapse.experiment import files
 from rankcollapse.experiment.config import RunConfig
 from rankcollapse.experiment.datasets import SETS
 from rankcollapse.render.claims import reading
-from rankcollapse.render.figures import NOTHING, titles
+from rankcollapse.render.figures import NOTHING, NUMBERS, SCRIPT, titles
 from rankcollapse.render.joined import joined
 from rankcollapse.render.tables import ARM, KEYS, Tables, ended, finished, load, published, select
 from rankcollapse.render.text import interval, number
@@ -335,11 +335,11 @@ def chance(grid: FacetGrid, line: str = "axhline", **wanted: object) -> None:
         getattr(axes, line)(100 * SETS[part["dataset"].iloc[0]].chance, **DOTTED)
 
 
-def save(figure: Figure, caption: str, out: Path) -> None:
-    """OUT.svg, OUT.pdf and OUT.txt, without a date in them."""
+def save(figure: Figure, caption: list[str], out: Path) -> None:
+    """OUT.svg, OUT.pdf and OUT.txt, without a date in them. The caption has a line for each part that is not empty."""
     files.write(f"{out}.svg", lambda path: figure.savefig(path, metadata={"Date": None}))
     files.write(f"{out}.pdf", lambda path: figure.savefig(path, metadata={"CreationDate": None}))
-    files.write_text(f"{out}.txt", caption + "\n")
+    files.write_text(f"{out}.txt", "".join(f"{line}\n" for line in caption if line))
     plt.close(figure)
 
 
@@ -357,13 +357,14 @@ def figure(name: str, results: Path, tuned: Path, looks: dict, out: Path) -> Non
     runs = tables["runs"]
     table = module.data(tables) if len(finished(runs)) else runs  # without one tables may have no rows to work on
     if finished(table).empty:  # the files are still expected
-        made, words = plt.figure(figsize=(WIDTH, 0.5)), f"{titles()[name].partition('. ')[2]}: {NOTHING}."
+        made, words = plt.figure(figsize=(WIDTH, 0.5)), [f"{titles()[name].partition('. ')[2]}: {NOTHING}."]
         made.text(0.5, 0.5, words, ha="center", va="center", color=GREY)
     else:
         made = module.draw(table, drawn).figure
         made.set_layout_engine("constrained", w_pad=0.05, h_pad=0.05, wspace=0.02, hspace=0.02)
-        words = module.caption(table)
+        what, numbers, *rest = module.caption(table)
+        words = [what, f"{NUMBERS}{numbers}" * bool(numbers), *rest]
         if module.SPREAD is not None:
             drawn_runs = runs[runs["study"].isin(table["study"])]
-            words += " " + standing(drawn_runs, module.SPREAD, getattr(module, "OVER", finished))
-    save(made, f"{words} Drawn by rankcollapse/render/figures/{name}.py.", out)
+            words.append(standing(drawn_runs, module.SPREAD, getattr(module, "OVER", finished)))
+    save(made, [*words, f"{SCRIPT}rankcollapse/render/figures/{name}.py."], out)

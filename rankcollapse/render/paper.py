@@ -9,7 +9,7 @@ import typst
 from rankcollapse.experiment import config, files
 from rankcollapse.experiment.collect import read
 from rankcollapse.render.evidence import evidence
-from rankcollapse.render.figures import drawn
+from rankcollapse.render.figures import NUMBERS, SCRIPT, drawn
 from rankcollapse.render.findings import NOTHING, depth_table, findings, read_findings
 from rankcollapse.render.overview import CAPTION, overview
 from rankcollapse.render.tables import published
@@ -65,14 +65,15 @@ def tables(results: Path, names: dict) -> dict[str, object]:
 
 
 def pictures(presets: dict[str, dict], folder: Path = Path("figures")) -> dict[str, list[dict[str, str]]]:
-    """Each figure of all presets that have it, by name, that of the text first."""
+    """Each figure of all presets that have it, by name, that of the text first; its caption without its numbers."""
     found = {}
     for preset, names in presets.items():
         for name in drawn(folder / preset):
-            picture, caption = (
+            picture, words = (
                 (folder / preset / f"{name}.{kind}").read_text(encoding="utf-8") for kind in ("svg", "txt")
             )
-            about = {"name": name, "picture": picture, "caption": caption.strip(), "title": names["title"]}
+            caption = " ".join(line for line in words.splitlines() if not line.startswith((NUMBERS, SCRIPT)))
+            about = {"name": name, "picture": picture, "caption": caption, "title": names["title"]}
             some = found.setdefault(name, [])
             some.insert(0 if FIRST.get(name) == preset else len(some), about)
     return found

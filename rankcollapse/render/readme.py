@@ -35,12 +35,10 @@ def found(texts: Path) -> list[str]:
             raise InputError(f"{texts / 'findings.yaml'}: no case of {name!r} holds; README needs one that does")
     lines = [said["answer"], ""]
     for preset in [name for name in ("why", "quick") if "summary" in drawn(FIGURES / name)][:1]:
-        picture, script = FIGURES / preset / "summary.svg", "rankcollapse/render/figures/summary.py"
-        page = FIGURES / preset / "README.md"
-        words = f"Test accuracy over what each panel names, in runs of the preset {preset}; last, R² of the gains in "
-        words += "one architecture as predicted by a fit to those in the others. "
-        words += f"[All numbers]({page}), [script]({script})."
-        lines += [f"![Is it the rank?]({picture})", "", f"*{words}*", ""]
+        folder, script = FIGURES / preset, "rankcollapse/render/figures/summary.py"
+        what = (folder / "summary.txt").read_text(encoding="utf-8").splitlines()[0]
+        links = f"[Its numbers]({folder}/README.md), [script]({script})."
+        lines += [f"![Is it the rank?]({folder}/summary.svg)", "", f"*{what} {links}*", ""]
     presets = {name: named(RESULTS / name) for name in COMMITTED if (RESULTS / name / "names.json").exists()}
     tables = {MEASURED: [*markdown(overview(presets, RESULTS)), "", f"*{' '.join(CAPTION.split())}*", ""]}
     for head, (first, *names) in TOLD.items():

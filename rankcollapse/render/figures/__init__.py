@@ -3,8 +3,9 @@
 A module has SHOWN, the runs it shows, as a query on runs.csv and what drawing.labelled adds, None for all; SPREAD, what
 in it shows the spread over seeds, `bands` or `bars`, "" for nothing, None if its caption says itself what it stands on;
 OVER, which of the runs its means are over, if not `finished`; data(tables), the tidy table that it is drawn from, empty
-if the preset lacks what it takes; draw(table, looks), which returns its grid or figure; and caption(table), whole
-sentences. drawing.figure makes the files of it.
+if the preset lacks what it takes; draw(table, looks), which returns its grid or figure; and caption(table), what is
+drawn, in whole sentences, its numbers, which the report leaves out, and what it stands on, if SPREAD is None.
+drawing.figure makes the files of it.
 """
 
 import ast
@@ -13,6 +14,7 @@ from pathlib import Path
 from rankcollapse.errors import InputError
 
 NOTHING = "this preset has no finished runs for it"  # the words of a figure that has nothing to draw
+NUMBERS, SCRIPT = "In numbers: ", "Drawn by "  # how two lines of a caption begin
 
 
 def titles() -> dict[str, str]:

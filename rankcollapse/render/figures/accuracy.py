@@ -42,8 +42,8 @@ def caption(table):
     parts = [f"{panel}: {drawing.under(part, 'test_accuracy')}" for panel, part in panels]
     norms = select(table, control=True).query("rule != 'frozen'")["row"].unique()
     but = f" (in that of {', '.join(norms)} norm parameters too)" * (len(norms) > 0)
-    return (
+    what = (
         f"Mean test accuracy of each arm, and below it that of the same net with its hidden weights frozen, whose "
-        f"classifier alone learns{but}. Both are in numbers, – where there is no run. Dotted is chance. "
-        f"{'; '.join(parts)}."
+        f"classifier alone learns{but}. Both are in numbers, – where there is no run. Dotted is chance."
     )
+    return what, f"{'; '.join(parts)}."

@@ -79,9 +79,9 @@ def draw(table, looks):
 
 def caption(table):
     nets = "; ".join(f"{panel}, {both}" for panel, both in told(table, interval).items())
-    return (
+    what = (
         f"Test accuracy over the effective rank ({drawing.MEASURES[MEASURE]}, logarithmic axis) of all gradients of a "
         f"run. A point is a run, a line the slope within a method. ρ is Pearson's, of means of methods or "
-        f"within them, with 95 % intervals of a bootstrap. Nets with frozen weights have no such rank. "
-        f"{nets or 'There are too few methods'}."
+        f"within them, with 95 % intervals of a bootstrap. Nets with frozen weights have no such rank."
     )
+    return what, f"{nets or 'There are too few methods'}."

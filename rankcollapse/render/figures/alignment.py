@@ -63,10 +63,11 @@ def caption(table):
     here = select(drawing.first(table), quantity="gradient", layer="all")
     ends = last(here, "value").groupby("arm", sort=False)
     values = [f"{arm} {over(mine['value'])} ({number(*mine['own'].iloc[[0, 0]])})" for arm, mine in ends]
-    return (
+    what = (
         f"Cosines of W and B, and of an arm's gradient and BP's on one batch. Grey is the same with an untrained B, "
         f"mean ± 2 standard deviations: a cosine in it shows no alignment. Right, in logarithms: the size of BP's "
         f"gradient, whose cosine is left out below the floor of float32 (dotted; {gradients['struck'].sum()} of "
-        f"{len(gradients)}), of activations into the classifier, and of W. {drawing.first(table)['panel'].iloc[0]}, "
-        f"whole net after training, in brackets the deviation of the arm's null: {', '.join(values) or 'none'}."
+        f"{len(gradients)}), of activations into the classifier, and of W."
     )
+    net = f"{drawing.first(table)['panel'].iloc[0]}, whole net after training"
+    return what, f"{net}, in brackets the deviation of the arm's null: {', '.join(values) or 'none'}."

@@ -23,7 +23,6 @@ def draw(table, looks):
 
 def caption(table):
     ends = last(select(drawing.first(table), head=HEADS["train_loss"]), "value")
-    return (
-        f"Training loss, in nats, and validation accuracy (dotted: chance). {ends['panel'].iloc[0]}, "
-        f"after {ends['epoch'].max()} epochs: training loss {drawing.under(ends, 'value')}."
-    )
+    after = f"{ends['panel'].iloc[0]}, after {ends['epoch'].max()} epochs"
+    what = "Training loss, in nats, and validation accuracy (dotted: chance)."
+    return what, f"{after}: training loss {drawing.under(ends, 'value')}."

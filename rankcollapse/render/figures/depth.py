@@ -44,7 +44,8 @@ def caption(table):
     for arm, mine in drawing.first(table, OVER).groupby("arm", sort=False):
         values = [f"{over(values)} with {k:.0f}" for k, values in mine.groupby("k")["test_accuracy"]]
         parts.append(f"{arm} {', '.join(values) or over(mine['test_accuracy'])}")
-    return (
-        f"Test accuracy over the number of blocks that learn, from the classifier alone (0) up. Horizontal: no hidden "
-        f"weight learns, but norm parameters do. {drawing.first(table, OVER)['panel'].iloc[0]}: {'; '.join(parts)}."
+    what = (
+        "Test accuracy over the number of blocks that learn, from the classifier alone (0) up. Horizontal: no hidden "
+        "weight learns, but norm parameters do."
     )
+    return what, f"{drawing.first(table, OVER)['panel'].iloc[0]}: {'; '.join(parts)}."

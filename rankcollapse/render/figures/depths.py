@@ -41,8 +41,8 @@ def caption(table):
         f"{panel}: " + ", ".join(f"{over(values)} with {depth:.0f}" for depth, values in part.groupby("at")["value"])
         for panel, part in fa.groupby("panel", sort=False)
     ]
-    return (
+    what = (
         f"Test accuracy, and the effective rank ({drawing.MEASURES['entropy_s2']}) of the gradients of the whole net, "
-        f"over the number of hidden layers. Dotted is chance; an interval may leave the axes. The accuracy of FA in %: "
-        f"{'; '.join(said)}."
+        f"over the number of hidden layers. Dotted is chance; an interval may leave the axes."
     )
+    return what, f"the accuracy of FA in %: {'; '.join(said)}."

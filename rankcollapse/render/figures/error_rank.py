@@ -32,11 +32,13 @@ def draw(table, looks):
 def caption(table):
     ends = last(drawing.first(table), MEASURE, ["quantity", "layer"])
     lowest, pooled = select(ends, place=0), select(ends, head=POOLED)
-    return (
+    what = (
         f"Effective rank ({drawing.MEASURES[MEASURE]}) of the error signal of {lowest['rows'].iloc[0]} probe images "
         f"in hidden layers, and of the errors at the classifier's input pooled over the probes so far. Dotted: the "
         f"most that it can be, the number of images, and at the classifier's input under FA the number of classes "
-        f"less one. {lowest['panel'].iloc[0]}, after training: {drawing.under(lowest, MEASURE)} in the first layer, "
-        f"{drawing.under(pooled, MEASURE)} for the pooled errors. By s, as effective rank was defined, and not by s², "
-        f"which sees the few largest directions alone: pooled errors then are {drawing.under(pooled, 'entropy_s2')}."
+        f"less one. By s, as effective rank was defined, and not by s², which sees the few largest directions alone."
+    )
+    return what, (
+        f"{lowest['panel'].iloc[0]}, after training: {drawing.under(lowest, MEASURE)} in the first layer, "
+        f"{drawing.under(pooled, MEASURE)} for the pooled errors, by s² {drawing.under(pooled, 'entropy_s2')}."
     )

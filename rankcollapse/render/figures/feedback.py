@@ -34,8 +34,8 @@ def caption(table):
     here = drawing.first(table, OVER)
     heads = here.groupby("head", sort=False)
     less = [f"{head} {drawing.sure(drawing.paired(part, 'fa-rank1', 'fa')['value'])}" for head, part in heads]
-    return (
+    what = (
         f"Test accuracy of FA, and the effective rank ({drawing.MEASURES['entropy_s']}) of its errors pooled over "
-        f"training, a geometric mean over hidden layers, by the rank of B, at one norm. {here['panel'].iloc[0]}, rank "
-        f"1 less full rank: {', '.join(less)}."
+        f"training, a geometric mean over hidden layers, by the rank of B, at one norm."
     )
+    return what, f"{here['panel'].iloc[0]}, rank 1 less full rank: {', '.join(less)}."

@@ -26,8 +26,8 @@ def draw(table, looks):
 def caption(table):
     ends = last(select(drawing.first(table), scope="cumulative"), MEASURE)
     windows = " or ".join(f"{rows}" for rows in sorted(select(table, scope="window")["rows"].unique()))
-    return (
+    what = (
         f"Effective rank ({drawing.MEASURES[MEASURE]}) of the minibatch gradients of the whole net: of the first T, "
-        f"and of the latest {windows or '–'}. {ends['panel'].iloc[0]}, T = {ends['T'].max()}: "
-        f"{drawing.under(ends, MEASURE)}."
+        f"and of the latest {windows or '–'}."
     )
+    return what, f"{ends['panel'].iloc[0]}, T = {ends['T'].max()}: {drawing.under(ends, MEASURE)}."

@@ -50,7 +50,8 @@ def finding(table):
 
 
 def caption(table):
-    return (
+    what = (
         f"Test accuracy of {table['panel'].iloc[0]}, and differences paired by seed. The paper's, of full width, are "
-        f"as an unverified note quotes them, the last also as in its abstract. Dotted is chance. {finding(table)}."
+        f"as an unverified note quotes them, the last also as in its abstract. Dotted is chance."
     )
+    return what, f"{finding(table)}."

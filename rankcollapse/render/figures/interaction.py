@@ -37,4 +37,5 @@ def draw(table, looks):
 def caption(table):
     arms = {panel: part.groupby("own", sort=False)["value"] for panel, part in table.groupby("panel", sort=False)}
     said = [f"{panel}: {', '.join(f'{a} {drawing.sure(v)}' for a, v in gains)}" for panel, gains in arms.items()]
-    return f"What each adds to the test accuracy of plain FA, and below of plain BP, paired by seed. {'; '.join(said)}."
+    what = "What each adds to the test accuracy of plain FA, and below of plain BP, paired by seed."
+    return what, f"{'; '.join(said)}."

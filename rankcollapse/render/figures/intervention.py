@@ -43,7 +43,8 @@ def caption(table):
         f"{arm} {over(part['value'])} at rank {number(2 ** part['log'].iloc[0])} ({settings(part)})"
         for arm, part in arms
     ]
-    return (
-        f"Test accuracy over the effective rank of an update after training, geometric mean over hidden layers. Grey "
-        f"joins BP and cuts of it. {drawing.first(table, OVER)['panel'].iloc[0]}, in %: {'; '.join(values)}."
+    what = (
+        "Test accuracy over the effective rank of an update after training, geometric mean over hidden layers. Grey "
+        "joins BP and cuts of it."
     )
+    return what, f"{drawing.first(table, OVER)['panel'].iloc[0]}, in %: {'; '.join(values)}."

@@ -45,8 +45,8 @@ def caption(table):
     parts = [
         f"{head}, {arm} {drawing.sure(values, lambda *logs: interval(*np.exp2(logs)))}" for (head, arm), values in ends
     ]
-    return (
+    what = (
         f"Effective rank ({drawing.MEASURES[MEASURE]}) after training over that of plain FA with the same seed, of "
-        f"errors pooled over training, activations of a probe batch, and the update of one step. Means are geometric. "
-        f"{layer['panel'].iloc[0]}, {layer['name'].iloc[0]}: {'; '.join(parts)}."
+        f"errors pooled over training, activations of a probe batch, and the update of one step. Means are geometric."
     )
+    return what, f"{layer['panel'].iloc[0]}, {layer['name'].iloc[0]}: {'; '.join(parts)}."

@@ -75,11 +75,11 @@ def finding(table):
 
 def caption(table):
     here = drawing.first(table)
-    return (
+    what = (
         f"Test accuracy of learning rules, plain, with normalisation and with Muon, over the effective rank "
         f"({drawing.MEASURES['entropy_s2']}, logarithmic axis) of all gradients of a run, and over the cosine of the "
         f"gradient of hidden layers with BP's after training, which is 1 for BP itself. A point is a run. DFA: "
         f"direct feedback alignment; uSF, frSF, brSF: B has W's signs, and one magnitude, fixed or redrawn ones; KP: "
-        f"Kolen and Pollack's rule. "
-        f"{here['panel'].iloc[0]}: {finding(here)}, with 95 % intervals of a bootstrap."
+        f"Kolen and Pollack's rule."
     )
+    return what, f"{here['panel'].iloc[0]}: {finding(here)}, with 95 % intervals of a bootstrap."

@@ -70,11 +70,11 @@ def caption(table):
     parts = dict([*table.groupby("part", sort=False)])
     rank = parts[[*PARTS][1]].assign(arm=lambda t: t["own"])
     nets = "; ".join(f"{panel}, {both}" for panel, both in accuracy_vs_rank.told(rank, interval).items())
-    points = f"a point is a run, a line the slope within a method, ρ a correlation; {nets}"
     said = [
-        f"{title}: {points if figure is accuracy_vs_rank else figure.finding(parts[title])}."
+        f"{title}: {nets if figure is accuracy_vs_rank else figure.finding(parts[title])}."
         for title, figure in PARTS.items()
         if title in parts
     ]
-    fit = f"{HELDOUT}: R² of a line through the gains in the others, over each quantity (1: exact, 0: as good as none)."
-    return " ".join([*said, *[fit] * (HELDOUT in parts), drawing.standing(rank, "", finished)])
+    what = "Test accuracy over what each panel names. A point is a run, a line the slope within a method."
+    fit = " Last, R² of the gains in one architecture by a line through those in others (1: exact, 0: as good as none)."
+    return what + fit * (HELDOUT in parts), " ".join(said), drawing.standing(rank, "", finished)

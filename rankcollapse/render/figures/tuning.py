@@ -50,11 +50,14 @@ def caption(table):
     behind = tops - checked[checked["chosen"]].groupby(["panel", "arm"])["full_percent"].max()
     ends = best[best["edge"] != ""].groupby(["panel", "edge"], sort=False)["arm"]
     edges = [f"{panel}, {edge}: {', '.join(arms)}" for (panel, edge), arms in ends]
-    return (
+    what = (
         f"Validation accuracy after {epochs} epochs of the {len(table)} candidates of {len(best)} tuned arms; n = "
         f"{seeds} a candidate, with seeds that no run has{spread}. Large marks are the choices, crosses the "
         f"{len(select(table, outcome='diverged'))} that diverged with a seed, unjoined ones have another weight decay. "
-        f"Dotted is chance. Choices at an end of the values tried: {'; '.join(edges) or 'none'}."
+        f"Dotted is chance."
+    )
+    return what, (
+        f"choices at an end of the values tried: {'; '.join(edges) or 'none'}."
         + f" Trained to full length, the choice is best in {(behind == 0).sum()} of {len(tops)} arms, and at most "
         f"{number(behind.max())} points below the best." * bool(len(tops))
     )

@@ -97,10 +97,13 @@ def caption(table):
     here = drawing.first(table, OVER)
     one_each = here.drop_duplicates(["algorithm", "seed"])
     at_size = drawing.sure(drawing.paired(one_each, "fa+polar", "fa+frobenius")["value"])
-    return (
-        f"Test accuracy of FA whose updates of hidden layers are Muon's in r directions: the largest singular ones, "
-        f"some spread evenly over the spectrum, or random ones of the outputs, drawn anew at each step or always the "
-        f"same. Enlarged, they have the Frobenius norm of the whole step. Flat are SGD's own step at that norm, and FA "
-        f"under SGD. {here['panel'].iloc[0]}, paired by seed: {finding(here)}. At that norm all of Muon's directions "
-        f"are {at_size} points above SGD's own step."
+    what = (
+        "Test accuracy of FA whose updates of hidden layers are Muon's in r directions: the largest singular ones, "
+        "some spread evenly over the spectrum, or random ones of the outputs, drawn anew at each step or always the "
+        "same. Enlarged, they have the Frobenius norm of the whole step. Flat are SGD's own step at that norm, and FA "
+        "under SGD."
+    )
+    return what, (
+        f"{here['panel'].iloc[0]}, paired by seed: {finding(here)}. At that norm all of Muon's directions are "
+        f"{at_size} points above SGD's own step."
     )
