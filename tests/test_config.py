@@ -266,13 +266,18 @@ def test_the_more_special_override_wins():
     assert runs(config)[-1].config.model_dump(include=set(default)) == default, "a default can be put back"
 
 
-def test_an_arm_may_run_over_the_first_of_the_seeds_alone():
+def test_a_study_and_an_arm_in_it_may_run_over_the_first_of_the_seeds_alone():
     config = a_grid(seeds=[3, 1, 2])
-    config["studies"][1]["arms"]["bp"] = {"lr": 0.1, "seeds": 2}
-    found = [run for run in runs(config) if run.study.name == config["studies"][1]["name"]]
-    seeds = {arm: [run.config.seed for run in found if run.arm == arm] for arm in config["studies"][1]["arms"]}
-    assert seeds.pop("bp") == [3, 1]
-    assert all(each == [3, 1, 2] for each in seeds.values())
+    study = config["studies"][1]
+    study["arms"] = {"fa": {"lr": 0.1}, "bp": {"lr": 0.1, "seeds": 2}}
+
+    def seeds():
+        found = [run for run in runs(config) if run.study.name == study["name"]]
+        return {arm: [run.config.seed for run in found if run.arm == arm] for arm in study["arms"]}
+
+    assert seeds() == {"fa": [3, 1, 2], "bp": [3, 1]}
+    study["seeds"] = 1
+    assert seeds() == {"fa": [3], "bp": [3, 1]}, "the arm's own number is the one that counts"
 
 
 @pytest.mark.parametrize(

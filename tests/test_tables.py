@@ -407,6 +407,16 @@ def test_a_claim_beyond_its_control_is_on_what_is_left_above_it():
         claims.Claim(**{**CLAIM, "beyond": True})
 
 
+def test_a_claim_since_a_seed_is_on_that_and_later_ones():
+    made = runs({"fa+muon": BASE + GAIN, "fa": BASE})
+    outcome = made["outcome"].mask((made["arm"] == "fa") & (made["seed"] == 0), "diverged")
+    claim = {"left": "fa+muon", "relation": "greater", "right": "fa"}
+    row = settle(made.assign(outcome=outcome), **claim, since=2)
+    assert (row["n"], row["difference"], row["diverged"]) == (len(GAIN) - 2, GAIN[2:].mean(), 0)
+    assert settle(made.assign(outcome=outcome), **claim)["diverged"] == 1
+    assert settle(made, **claim, since=len(GAIN))["verdict"] == "not tested"
+
+
 def test_the_columns_of_the_control_are_paired_by_seed():
     theirs = {"frozen+muon": [30, 33, 10, np.nan], "frozen": [28, 29, 30, 31]}
     made = runs({"fa+muon": [47, 49, 46, 55], "fa": [40, 41, 43, 42], **theirs})

@@ -68,7 +68,7 @@ class StudyArm(Settings):
     tune: Tune | None = Field(None, description="candidates for the rate")
     like: str | None = Field(None, description="arm of this study whose tuned rate this one takes")
     seeds: int | None = Field(
-        None, ge=1, description="of the grid's seeds, how many it runs over, the first; null: all"
+        None, ge=1, description="of the grid's seeds, how many it runs over, the first; null: as many as its study"
     )
     check: bool = Field(False, description="also train the candidates to full length, to see that they rank alike")
 
@@ -107,6 +107,7 @@ class Study(Strict):
     title: str = Field("", description="its name in figures and tables; by default `name`")
     shown: list[str] | None = Field(None, description="its arms that figures show; null: all. Tables have all")
     datasets: list[Dataset] = Field(min_length=1, description="data sets the study runs over")
+    seeds: int | None = Field(None, ge=1, description="of the grid's seeds, how many its arms run over; null: all")
     run: Settings = Field(Settings(), description="what this study sets in a run")
     arms: dict[str, StudyArm] = Field(min_length=1, description="its arms, with what each sets beyond the arm itself")
     cost: Cost
@@ -117,7 +118,7 @@ class Grid(Strict):
 
     preset: str = Field(pattern=r"^[a-z0-9-]+$", description="name of the folders in results/, figures/ and paper/")
     title: str = Field("", description="what this preset is for, in a sentence; shown at the start and in the paper")
-    seeds: list[Seed] = Field(min_length=1, description="the seeds that every study runs over")
+    seeds: list[Seed] = Field(min_length=1, description="the seeds that studies run over")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train; auto: a GPU if there is one")
     data_dir: str = Field("data", min_length=1, description="folder of the official CIFAR folders; ~ is home")
     download: bool = Field(True, description="download a missing CIFAR set")

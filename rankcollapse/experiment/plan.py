@@ -70,7 +70,7 @@ def runs(grid: Grid, device: str, choices: Choices) -> list[Run]:
         tune, chosen = study.arms[origin].tune, choices.get(ARM.format(study=study.name, dataset=dataset, arm=origin))
         if tune:
             values = values | (chosen or tune.middle)
-        for seed in grid.seeds[: study.arms[arm].seeds]:
+        for seed in grid.seeds[: study.arms[arm].seeds or study.seeds]:
             run = _run(study, arm, {**values, "seed": seed}, device, place)
             found.append(replace(run, identity=None) if tune and not chosen else run)
     return found

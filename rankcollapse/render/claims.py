@@ -62,6 +62,7 @@ class Claim(config.Strict):
     paper: int | float | None = None
     control: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None
     beyond: bool = False  # on what is left of the difference above the control's
+    since: int = 0  # on this seed and later ones, where those before suggested what is claimed
     structural: str | None = None  # why the rule itself makes it so
 
     @model_validator(mode="after")
@@ -201,6 +202,7 @@ def settle(claim: Claim, tables: Tables) -> dict:
     Its columns ending in _finished are the other reading of what diverged: as if those runs were not there.
     """
     sides, about = [claim.left, claim.right], claim.model_dump()
+    tables = {name: table[table["seed"] >= claim.since] if "seed" in table else table for name, table in tables.items()}
     two = pairs(claim, *sides, tables)
     gone = lost(claim, sides + claim.control if claim.beyond else sides, tables)
     above = [_above(claim, two, tables, None)] * 2
