@@ -202,7 +202,8 @@ def settle(claim: Claim, tables: Tables) -> dict:
     Its columns ending in _finished are the other reading of what diverged: as if those runs were not there.
     """
     sides, about = [claim.left, claim.right], claim.model_dump()
-    tables = {name: table[table["seed"] >= claim.since] if "seed" in table else table for name, table in tables.items()}
+    if claim.since:
+        tables = {name: rows[rows["seed"] >= claim.since] if "seed" in rows else rows for name, rows in tables.items()}
     two = pairs(claim, *sides, tables)
     gone = lost(claim, sides + claim.control if claim.beyond else sides, tables)
     above = [_above(claim, two, tables, None)] * 2

@@ -75,6 +75,7 @@ def caption(table):
         for title, figure in PARTS.items()
         if title in parts
     ]
-    what = "Test accuracy over what each panel names. A point is a run, a line the slope within a method."
+    what = "Test accuracy over what each panel names. A point is a run, a line the slope within a method; ρ is a "
+    what += "correlation, between means of methods or within them, or given another quantity."
     fit = " Last, R² of the gains in one architecture by a line through those in others (1: exact, 0: as good as none)."
     return what + fit * (HELDOUT in parts), " ".join(said), drawing.standing(rank, "", finished)
