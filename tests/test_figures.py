@@ -58,9 +58,14 @@ STUDIES = {
     },
     "ruled": {rule + end: {"rule": rule, **more} for rule in RULES for end, more in REMEDIES.items()},
     "deep": {"fa": {"rule": "fa"}, "bp": {}, "fa+both": {"rule": "fa", **BOTH}, "frozen": {"rule": "frozen"}},
+    "rated": {
+        f"{arm}{end}": {**more, "lr": lr}
+        for arm, more in {"fa": {"rule": "fa"}, "bp": {}, "bp+muon": MUON}.items()
+        for end, lr in (("-slow", 0.01), ("", 0.1), ("-fast", 0.3))
+    },
 }  # fmt: skip
 NETS = {"resnet18": {"architecture": "resnet18", "dataset": "cifar100"}, "hidden": {"architecture": "cnn"}}
-NETS |= {"ruled": {"architecture": "cnn"}, "deep": {"depth": 6}}
+NETS |= {"ruled": {"architecture": "cnn"}, "deep": {"depth": 6}, "rated": {"architecture": "cnn"}}
 LOOKS = {
     "arms": {
         arm: {"label": arm.upper(), "colour": f"#{4 * i:02x}40a0", "marker": "os^Dv<>PXdh"[i % 11], "line": "-"}
@@ -73,6 +78,7 @@ LOOKS = {
         "hidden": "Arms",
         "ruled": "Rules",
         "deep": "Deep",
+        "rated": "Rates",
     },
     "shown": {study: [*STUDIES[study]] if study in ("plain", "changed") else [] for study in STUDIES},
 }
@@ -101,7 +107,13 @@ def tables_of(outcomes: dict | None = None, seeds: int = 3) -> dict[str, pd.Data
         free = dict.fromkeys(["rank", "norm", "learning_blocks", "feedback_rank"])
         knobs = {**PLAIN, **free, "feedback": "same", "depth": net["depth"], **STUDIES[study][arm]}
         knobs["rate"] = (
-            "as fa+bn" if knobs["learning_blocks"] else "as fa+muon" if arm.endswith(("-same", "-unit")) else "tuned"
+            "fixed"
+            if study == "rated"
+            else "as fa+bn"
+            if knobs["learning_blocks"]
+            else "as fa+muon"
+            if arm.endswith(("-same", "-unit"))
+            else "tuned"
         )
         accuracies |= {"train_loss": g.uniform(1, 2)}
         rows["runs"].append({**key, **knobs, "outcome": outcome, **accuracies})
@@ -710,6 +722,25 @@ def test_depth_goes_from_the_frozen_net_to_all_blocks_beside_those_that_learn_no
     assert "ended with: n = 3 an arm, 12 in all" in caption
 
 
+def test_the_path_of_a_method_goes_through_its_means_at_each_rate(draw):
+    tables = tables_of({("bp-fast", 0): "diverged"})
+    runs, ranks = (tables[name][tables[name]["study"] == "rated"] for name in ("runs", "ranks"))
+    ranks = ranks[(ranks["scope"] == "cumulative") & (ranks["step"] == 20)].set_index(["arm", "seed"])["entropy_s2"]
+    means = runs.set_index(["arm", "seed"]).assign(log=np.log2(ranks)).dropna(subset="log").groupby("arm")
+    means = means[["log", "test_accuracy"]].mean() * [1, 100]
+    made, caption = draw("rates", tables)
+    (axes,) = panels(made)
+    paths = {mpl.colors.to_hex(line.get_color()): line.get_xydata() for line in axes.lines}
+    together = 0
+    for arm in ("fa", "bp", "bp+muon"):
+        path = means.loc[[f"{arm}-slow", arm, f"{arm}-fast"]].to_numpy()
+        np.testing.assert_allclose(paths[colour(arm)], path)
+        together += (np.diff(path, axis=0).prod(axis=1) > 0).sum()
+    said = f"As the rate rises, rank and accuracy move the same way in {together} of 6 steps"
+    assert said == made.get_suptitle()
+    assert said in caption
+
+
 def test_ranks_are_at_equal_loss_as_far_as_all_seeds_got(draw):
     tables = tables_of(seeds=2)
     epochs, ranks = tables["epochs"], tables["ranks"]
@@ -790,7 +821,7 @@ def test_the_committed_results_are_drawn_at_the_width_of_the_page(figure, draw):
 
 def test_the_titles_are_numbered_and_read_without_matplotlib():
     assert [title.partition(". ")[0] for title in titles().values()] == [f"{n}" for n in range(1, len(FIGURES) + 1)]
-    order = "summary headline accuracy accuracy_vs_rank updates feedback rules interaction depths error_rank"
+    order = "summary headline accuracy accuracy_vs_rank updates feedback rules rates interaction depths error_rank"
     order += " gradient_rank intervention remedies depth curves alignment tuning progress"
     assert [*titles()] == order.split()
     words = "import sys; from rankcollapse.render.figures import titles; titles(); print('matplotlib' in sys.modules)"

@@ -1,4 +1,4 @@
-"""16. Alignment."""
+"""17. Alignment."""
 
 from matplotlib.ticker import LogLocator
 from pandas import concat

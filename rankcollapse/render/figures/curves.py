@@ -1,4 +1,4 @@
-"""15. Training curves."""
+"""16. Training curves."""
 
 from rankcollapse.render import drawing
 from rankcollapse.render.tables import last, select

@@ -1,4 +1,4 @@
-"""14. Blocks that learn."""
+"""15. Blocks that learn."""
 
 from pandas import concat
 

@@ -1,4 +1,4 @@
-"""9. Where depth breaks FA."""
+"""10. Where depth breaks FA."""
 
 from rankcollapse.experiment.datasets import SETS
 from rankcollapse.render import drawing

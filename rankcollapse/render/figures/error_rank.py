@@ -1,4 +1,4 @@
-"""10. Error-signal effective rank."""
+"""11. Error-signal effective rank."""
 
 from pandas import concat
 

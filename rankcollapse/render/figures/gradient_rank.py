@@ -1,4 +1,4 @@
-"""11. Gradient-trajectory effective rank."""
+"""12. Gradient-trajectory effective rank."""
 
 from rankcollapse.render import drawing
 from rankcollapse.render.tables import KEYS, last, select

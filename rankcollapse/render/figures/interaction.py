@@ -1,4 +1,4 @@
-"""8. Gains under FA beside those under BP."""
+"""9. Gains under FA beside those under BP."""
 
 from pandas import concat
 

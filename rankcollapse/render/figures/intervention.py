@@ -1,4 +1,4 @@
-"""12. Intervention on the rank of updates."""
+"""13. Intervention on the rank of updates."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""18. Rank at equal progress."""
+"""19. Rank at equal progress."""
 
 import numpy as np
 from pandas import concat

@@ -1,4 +1,4 @@
-"""13. Ranks under Muon and normalisation."""
+"""14. Ranks under Muon and normalisation."""
 
 import numpy as np
 from pandas import concat

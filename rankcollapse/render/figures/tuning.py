@@ -1,4 +1,4 @@
-"""17. Tuning."""
+"""18. Tuning."""
 
 import numpy as np
 
