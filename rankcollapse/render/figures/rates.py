@@ -66,7 +66,7 @@ def caption(table):
     ]
     what = (
         f"Test accuracy over the effective rank ({drawing.MEASURES['entropy_s2']}, logarithmic axis) of all gradients "
-        f"of a run, for methods at two or three learning rates. A small point is a run, a large one the mean at a rate, "
-        f"the larger the higher the rate; lines join the rates of a method."
+        f"of a run, for methods at two or three learning rates. A small point is a run, a large one the mean at a "
+        f"rate, the larger the higher the rate; lines join the rates of a method."
     )
     return what, f"{finding(table)}. From one rate to the next {' and '.join(told)}." * bool(told)
