@@ -5,6 +5,7 @@ from pandas import DataFrame
 
 from rankcollapse.render import drawing
 from rankcollapse.render.tables import finished
+from rankcollapse.render.text import number
 
 METHODS = ["fa", "fa+bn", "fa+muon", "fa+both", "bp", "bp+muon", "bp+both"]
 RATES = ["-slow", "", "-fast"]
@@ -61,7 +62,8 @@ def draw(table, looks):
 def caption(table):
     changes = steps(table).sort_values("log_rank").iloc[[0, -1]] if len(steps(table)) else steps(table)
     told = [
-        f"{row.arm} changes its rank {2**row.log_rank:.2g} fold and its accuracy by {row.test_accuracy:.2g} points"
+        f"{row.arm} multiplies its rank by {number(2**row.log_rank, 0.1)} and changes its accuracy by "
+        f"{number(row.test_accuracy, 0.1)} points"
         for row in changes.itertuples()
     ]
     what = (
