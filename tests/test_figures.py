@@ -729,7 +729,8 @@ def test_the_path_of_a_method_goes_through_its_means_at_each_rate(draw):
     means = runs.set_index(["arm", "seed"]).assign(log=np.log2(ranks)).dropna(subset="log").groupby("arm")
     means = means[["log", "test_accuracy"]].mean() * [1, 100]
     made, caption = draw("rates", tables)
-    (axes,) = panels(made)
+    axes, latest = panels(made)
+    assert [each.get_title() for each in (axes, latest)] == ["gradients of the whole run", "latest gradients"]
     paths = {mpl.colors.to_hex(line.get_color()): line.get_xydata() for line in axes.lines}
     together = 0
     for arm in ("fa", "bp", "bp+muon"):

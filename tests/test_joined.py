@@ -49,6 +49,7 @@ def test_a_run_is_joined_with_what_was_measured_at_its_end_or_through_it():
         "train_loss": 1.5,
         "error_rank": 6,
         "whole_gradient_rank": 10,
+        "recent_gradient_rank": 49.5,
         "gradient_rank": 4,
         "update_rank": 3,
     }

@@ -17,6 +17,7 @@ PLAIN = {"normalization": "none", "optimizer": "sgd", "update": "full", "feedbac
 RANKS = {
     "gradient_rank": ({"quantity": "gradient_trajectory", "scope": "cumulative"}, "entropy_s2"),
     "whole_gradient_rank": ({"quantity": "gradient_trajectory", "layer": "all", "scope": "cumulative"}, "entropy_s2"),
+    "recent_gradient_rank": ({"quantity": "gradient_trajectory", "layer": "all", "scope": "window"}, "entropy_s2"),
     "error_rank": ({"quantity": "error", "scope": "pooled"}, "entropy_s"),
     "batch_error_rank": ({"quantity": "error", "scope": "batch"}, "entropy_s"),
     "activation_rank": ({"quantity": "activation", "scope": "batch"}, "entropy_s"),

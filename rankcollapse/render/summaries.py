@@ -23,7 +23,7 @@ from rankcollapse.render.tables import ARM, MEASURES, SPECTRUM, Tables, finished
 
 SETTINGS = ["rate", "lr", "weight_decay", "width", "learning_blocks", "rule", "normalization", "optimizer", "update"]
 # Of joined.csv, what stands beside an arm's accuracy.
-BESIDE = ["whole_gradient_rank", "gradient_rank", "error_rank", "alignment", "relative_update"]
+BESIDE = ["whole_gradient_rank", "recent_gradient_rank", "gradient_rank", "error_rank", "alignment", "relative_update"]
 GENERATED = [
     ":!results",
     ":!figures",

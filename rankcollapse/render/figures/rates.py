@@ -4,7 +4,7 @@ import numpy as np
 from pandas import DataFrame
 
 from rankcollapse.render import drawing
-from rankcollapse.render.tables import finished
+from rankcollapse.render.tables import finished, select
 from rankcollapse.render.text import number
 
 METHODS = ["fa", "fa+bn", "fa+muon", "fa+both", "bp", "bp+muon", "bp+both"]
@@ -12,12 +12,17 @@ RATES = ["-slow", "", "-fast"]
 SHOWN = f"algorithm in {[method + rate for method in METHODS for rate in RATES]}"
 SPREAD = ""
 LEAST = 3  # methods with a second rate, for a panel
+PATH = ["panel", "head", "arm"]
 XY = ["log_rank", "test_accuracy"]
+HEADS = {"gradients of the whole run": "whole_gradient_rank", "latest gradients": "recent_gradient_rank"}
 
 
 def data(tables):
-    """The runs of methods that have two rates or more, in studies with LEAST of them; `arm` is the method."""
-    runs = drawing.measured(tables, {"": "whole_gradient_rank"}).drop(columns="head")
+    """The runs of methods that have two rates or more, in studies with LEAST of them, for each of HEADS.
+
+    `arm` is the method.
+    """
+    runs = drawing.measured(tables, HEADS)
     runs = runs.assign(method=runs["algorithm"].str.removesuffix(RATES[0]).str.removesuffix(RATES[-1]))
     labels = runs[runs["algorithm"] == runs["method"]].drop_duplicates("method").set_index("method")["arm"]
     runs = runs.assign(arm=runs["method"].map(labels), log_rank=np.log2(runs["value"].where(runs["value"] > 0)))
@@ -26,20 +31,20 @@ def data(tables):
 
 
 def means(table: DataFrame) -> DataFrame:
-    """By panel, arm and rate, in the order of the rates, the means of XY over finished runs that have a rank."""
+    """By panel, head, arm and rate, in the order of the rates, the means of XY over finished runs that have a rank."""
     there = finished(table).dropna(subset="log_rank")
-    return there.groupby(["panel", "arm", "lr"], sort=False)[XY].mean().reset_index().sort_values("lr", kind="stable")
+    return there.groupby([*PATH, "lr"], sort=False)[XY].mean().reset_index().sort_values("lr", kind="stable")
 
 
 def steps(table: DataFrame) -> DataFrame:
     """From each rate to the next higher one of a method, what rank (in doublings) and accuracy change by."""
     ends = means(table)
-    return ends[["panel", "arm"]].join(ends.groupby(["panel", "arm"])[XY].diff()).dropna(subset=XY)
+    return ends[PATH].join(ends.groupby(PATH)[XY].diff()).dropna(subset=XY)
 
 
 def finding(table: DataFrame) -> str:
     """In how many of these steps rank and accuracy rise or fall together."""
-    changes = steps(table)
+    changes = select(steps(table), head=next(iter(HEADS)))
     together = (changes["log_rank"] * changes["test_accuracy"] > 0).sum()
     return f"As the rate rises, rank and accuracy move the same way in {together} of {len(changes)} steps"
 
@@ -56,19 +61,17 @@ def draw(table, looks):
         drawing.doubling(axes.xaxis)
     drawing.legend(grid, looks, linewidth=0)
     grid.figure.suptitle(finding(table), fontsize=8)
-    return grid.set_axis_labels("effective rank of the gradients", "test accuracy, %")
+    return grid.set_axis_labels("effective rank", "test accuracy, %")
 
 
 def caption(table):
-    changes = steps(table).sort_values("log_rank").iloc[[0, -1]] if len(steps(table)) else steps(table)
-    told = [
-        f"{row.arm} multiplies its rank by {number(2**row.log_rank, 0.1)} and changes its accuracy by "
-        f"{number(row.test_accuracy, 0.1)} points"
-        for row in changes.itertuples()
-    ]
+    told = []
+    for head, changes in steps(table).groupby("head", sort=False):
+        least, most = (number(2**end, 0.1) for end in (changes["log_rank"].min(), changes["log_rank"].max()))
+        told.append(f"that of the {head} by {least} to {most}")
     what = (
-        f"Test accuracy over the effective rank ({drawing.MEASURES['entropy_s2']}, logarithmic axis) of all gradients "
-        f"of a run, for methods at two or three learning rates. A small point is a run, a large one the mean at a "
-        f"rate, the larger the higher the rate; lines join the rates of a method."
+        f"Test accuracy over the effective rank ({drawing.MEASURES['entropy_s2']}, logarithmic axis) of the "
+        f"minibatch gradients of a run, all or the latest, for methods at two or three learning rates. A small point "
+        f"is a run, a large one the mean at a rate, the larger the higher the rate; lines join the rates of a method."
     )
-    return what, f"{finding(table)}. From one rate to the next {' and '.join(told)}." * bool(told)
+    return what, f"{finding(table)}. One step multiplies the rank, {' and '.join(told)}." * bool(told)

@@ -17,6 +17,7 @@ PARTS |= {STEPS: updates}
 HELDOUT = "Gains predicted across architectures"
 NAMED = {
     "gradient_rank": "gradient rank, layers", "whole_gradient_rank": "gradient rank, net",
+    "recent_gradient_rank": "gradient rank, latest",
     "error_rank": "error rank, pooled", "batch_error_rank": "error rank, batch", "activation_rank": "activation rank",
     "update_rank": "update rank", "relative_update": "size of steps", "alignment": "cosine with BP",
     "train_loss": "training loss",
