@@ -11,9 +11,9 @@ ARMS = ("fa", "fa+bn", "fa+muon", "fa+both", "bp", "bp+bn", "bp+muon", "bp+both"
 ASKED = "fa+both"  # a study without it is about something else
 APART = ("why",)  # has many studies, and figures of its own
 CAPTION = """Test accuracy in %, mean ± standard deviation over n seeds; in parentheses the effective rank of a run's
-minibatch gradients, stacked as rows of a matrix, in which large ones weigh most. Compare ranks within a column alone, and
-with care where there is normalisation: there the first gradients may outweigh the others. BP is backpropagation, BN batch
-normalisation, both is BN and Muon. In the last row the frozen net's normalisation learns, by exact errors."""
+minibatch gradients, stacked as rows of a matrix, in which large ones weigh most. Compare ranks within a column alone,
+and with care where there is normalisation: there the first gradients may outweigh the others. BP is backpropagation,
+BN batch normalisation, both is BN and Muon. In the last row the frozen net's normalisation learns, by exact errors."""
 
 
 def overview(presets: dict[str, dict], results: Path) -> list[list[str]]:
