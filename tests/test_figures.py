@@ -737,7 +737,7 @@ def test_the_path_of_a_method_goes_through_its_means_at_each_rate(draw):
         path = means.loc[[f"{arm}-slow", arm, f"{arm}-fast"]].to_numpy()
         np.testing.assert_allclose(paths[colour(arm)], path)
         together += (np.diff(path, axis=0).prod(axis=1) > 0).sum()
-    said = f"As the rate rises, rank and accuracy move the same way in {together} of 6 steps"
+    said = f"As the rate rises, mean rank and accuracy move the same way in {together} of 6 steps"
     assert said == made.get_suptitle()
     assert said in caption
 

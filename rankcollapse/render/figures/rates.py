@@ -43,10 +43,10 @@ def steps(table: DataFrame) -> DataFrame:
 
 
 def finding(table: DataFrame) -> str:
-    """In how many of these steps rank and accuracy rise or fall together."""
+    """In how many of these steps the means rise or fall together, however little: claims have what is sure of it."""
     changes = select(steps(table), head=next(iter(HEADS)))
     together = (changes["log_rank"] * changes["test_accuracy"] > 0).sum()
-    return f"As the rate rises, rank and accuracy move the same way in {together} of {len(changes)} steps"
+    return f"As the rate rises, mean rank and accuracy move the same way in {together} of {len(changes)} steps"
 
 
 def draw(table, looks):
