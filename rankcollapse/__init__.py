@@ -5,7 +5,8 @@
     assert not rankcollapse.check(model, inputs)
 
 `library` serves any model: `feedback` changes the backward pass, `rules` says where, `laws` how B is drawn, `check`
-whether it all did; `updates` makes the step; `measure` and `trajectory` measure any training, `signals` the grid's.
+whether it all did; `error_signal` sets the rank of errors; `updates` makes the step; `measure` and `trajectory` measure
+any training, `signals` the grid's.
 `experiment` runs the grid with it: `config`, `grid` and `plan` say what, `datasets` and `data` make its images,
 `network` and `training` train, `job` writes a run's `folder`, `collect` and `tuning` write the tables.
 `render` reads tables alone, and makes figures, pages and the paper.

@@ -21,6 +21,7 @@ UPDATES = {  # by optimizer
     "adam": ("full",),
 }
 CUTS = ("top_r", "spread_r", "fixed_r", "drawn_r")  # which keep `rank` directions
+ERRORS = ("full_rank", "top_r", "fixed_r")  # interventions on the error signal
 Dataset = Literal[tuple(datasets.SETS)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1, description="seed of weights, feedback, subset, order, augmentation")]
 
@@ -75,6 +76,13 @@ class Settings(Strict):
     )
     feedback_rank: int | None = Field(None, ge=1, description="rank of B under feedback 'rank'")
     feedback_scale: float = Field(1.0, gt=0, description="factor on B as it is drawn, or on its magnitudes")
+    error: Literal["full", *ERRORS] = Field(
+        "full",
+        description="intervention on the error signal of hidden layers, images x features of a batch, at its Frobenius "
+        "norm: none; its polar factor; its largest singular directions; or it within random directions of the "
+        "features, the same at every step",
+    )
+    error_directions: int | None = Field(None, ge=1, description="directions that error top_r and fixed_r keep")
     learning_blocks: int | None = Field(
         None, ge=1, description="blocks before the classifier that learn, the others as initialised; null: all"
     )
@@ -159,6 +167,16 @@ class RunConfig(Settings):
             raise ValueError(f"feedback_rank is {self.feedback_rank}; feedback 'rank' alone needs it, a whole number")
         if self.feedback_scale != 1 and self.rule not in (*DRAWN, "usf", "brsf", "frsf"):
             raise ValueError(f"feedback_scale is {self.feedback_scale}, but rule {self.rule!r} has no B; it must be 1")
+        if self.error != "full" and (self.rule.startswith("frozen") or self.compile):
+            cause = "compile is true" if self.compile else f"under rule {self.rule!r} no hidden weight learns from it"
+            raise ValueError(f"error is {self.error!r}, but {cause}; it must be 'full'")
+        if (self.error in ("top_r", "fixed_r")) != (self.error_directions is not None):
+            raise ValueError(
+                f"error_directions is {self.error_directions}; error 'top_r' and 'fixed_r' need it, and no other"
+            )
+        if self.error_directions and self.error_directions > self.batch_size:
+            what = f"error_directions is {self.error_directions}, beyond the {self.batch_size} images of a batch"
+            raise ValueError(f"{what}; it must be {self.batch_size} or less")
         if self.update not in UPDATES[self.optimizer]:
             words = ", ".join(map(repr, UPDATES[self.optimizer]))
             raise ValueError(f"update is {self.update!r}; under optimizer {self.optimizer!r} it must be one of {words}")

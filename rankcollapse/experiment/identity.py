@@ -10,13 +10,14 @@ from rankcollapse.experiment.config import RunConfig
 
 # The modules that a run's bits depend on, below the package; of knobs their values count.
 TRAINING = (
-    *(f"library/{name}.py" for name in ("feedback", "laws", "models", "norms", "processor", "products", "rules")),
-    *(f"library/{name}.py" for name in ("signals", "spectra", "trajectory", "updates")),
+    *(f"library/{name}.py" for name in ("error_signal", "feedback", "laws", "models", "norms", "processor")),
+    *(f"library/{name}.py" for name in ("products", "rules", "signals", "spectra", "trajectory", "updates")),
     *(f"experiment/{name}.py" for name in ("data", "datasets", "network", "training")),
 )
 # The hash of code that trains as an earlier one did, up to rounding, and the hash that it keeps of that one. Since it:
-# Newton-Schulz in float32 on CPUs without bfloat16, in training zeros for numbers below 1e-38, and other updates.
-KEEPS = {"d29ea1ee644ad34f": "6bb0a93fe337149d"}
+# Newton-Schulz in float32 on CPUs without bfloat16, in training zeros for numbers below 1e-38, and other updates
+# and interventions on errors.
+KEEPS = {"a5bc98b048a363e7": "6bb0a93fe337149d"}
 MEASURES = ("library/ranks.py",)  # what ranks.csv stands on
 
 

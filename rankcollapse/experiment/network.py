@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rankcollapse.errors import InputError
 from rankcollapse.experiment import data, datasets
 from rankcollapse.experiment.config import CUTS, RunConfig
-from rankcollapse.library import laws, models, updates
+from rankcollapse.library import error_signal, laws, models, updates
 from rankcollapse.library.feedback import feedback_layers
 from rankcollapse.library.rules import RULES
 
@@ -28,7 +28,19 @@ def make_model(config: RunConfig, device: torch.device | str = "cpu") -> nn.Modu
     RULES[config.rule].attach(model, generator, feedback_law(config), example)
     shape_feedback([layer.feedback for layer in feedback_layers(model).values()], config, generator)
     models.freeze(model, config.learning_blocks)
+    if change := error_change(config):
+        error_signal.change_errors([model.get_submodule(name) for name in [*models.matrices(model)][:-1]], change)
     return model.to(device, memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+
+
+def error_change(config: RunConfig) -> error_signal.Change | None:
+    """What a run makes of the errors of hidden layers; None: nothing."""
+    if config.error == "full":
+        return None
+    options = {} if config.error_directions is None else {"rank": config.error_directions}
+    if config.error == "fixed_r":
+        options["seed"] = data.generator(config.seed, "directions of errors").initial_seed()
+    return partial(getattr(error_signal, config.error), **options)
 
 
 def feedback_law(config: RunConfig) -> laws.Init:

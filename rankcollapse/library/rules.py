@@ -7,7 +7,7 @@ checkpoint is complete. A new rule is a class here, its name in RULES, and the n
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from rankcollapse.library import updates
+from rankcollapse.library.error_signal import unchanged_errors
 from rankcollapse.library.feedback import FEEDBACK_LAYERS, Broadcast, Conv2d, feedback_layers
 from rankcollapse.library.laws import Init
 from rankcollapse.library.norms import NORMS
@@ -249,8 +250,9 @@ def through(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
         yield
 
 
-def exact_feedback(model: nn.Module) -> AbstractContextManager[None]:
-    """Within this context gradients are those of backpropagation: B is W in every layer.
+@contextmanager
+def exact_feedback(model: nn.Module) -> Iterator[None]:
+    """Within this context gradients are those of backpropagation: B is W in every layer, and no error is changed.
 
     >>> net = convert(nn.Linear(2, 1), "fa", torch.Generator().manual_seed(0))
     >>> x = torch.ones(1, 2, requires_grad=True)
@@ -259,7 +261,9 @@ def exact_feedback(model: nn.Module) -> AbstractContextManager[None]:
     >>> bool((x.grad == net.weight).all())
     True
     """
-    return through(model, {name: layer.weight for name, layer in feedback_layers(model).items()})
+    weights = {name: layer.weight for name, layer in feedback_layers(model).items()}
+    with through(model, weights), unchanged_errors(model):
+        yield
 
 
 def convert(
