@@ -14,7 +14,16 @@ from scipy import stats
 
 from rankcollapse.render import drawing
 from rankcollapse.render import tables as tidy
-from rankcollapse.render.figures import accuracy_vs_rank, drawn, feedback, interaction, rules, titles, updates
+from rankcollapse.render.figures import (
+    accuracy_vs_rank,
+    drawn,
+    error_set,
+    feedback,
+    interaction,
+    rules,
+    titles,
+    updates,
+)
 from rankcollapse.render.joined import heldout, joined
 from rankcollapse.render.mediation import rules as rules_of
 from rankcollapse.render.text import interval, number, over
@@ -26,7 +35,7 @@ SPECTRA = {
     "error": ["batch", "pooled"], "classifier_input_error": ["pooled"], "activation": ["batch"], "update": ["step"],
     "gradient_trajectory": ["cumulative", "window"],
 }  # fmt: skip
-PLAIN = {"rule": "bp", "optimizer": "sgd", "normalization": "none", "update": "full", "lr": 0.1}
+PLAIN = {"rule": "bp", "optimizer": "sgd", "normalization": "none", "update": "full", "error": "full", "lr": 0.1}
 FROZEN = {
     "frozen+bn": {"rule": "frozen", "normalization": "batch"},
     "frozen-fa+bn": {"rule": "frozen-fa", "normalization": "batch"},
@@ -36,6 +45,10 @@ SAME = ("", "-same")  # a rate of its own, or Muon's
 MUON, BOTH = {"optimizer": "muon"}, {"optimizer": "muon", "normalization": "batch"}
 RULES, REMEDIES = ("bp", "fa", "dfa", "kp"), {"": {}, "+bn": {"normalization": "batch"}}
 RANDOM = ("spread", "fixed", "drawn")
+ERRORS = {
+    "": {}, "full": {"error": "full_rank"}, "top10": {"error": "top_r"}, "top2": {"error": "top_r"},
+    "fixed10": {"error": "fixed_r"},
+}  # fmt: skip
 STUDIES = {
     "plain": {
         "bp": {}, "fa": {"rule": "fa"}, "fa+bn": {"rule": "fa", "normalization": "batch"},
@@ -63,9 +76,18 @@ STUDIES = {
         for arm, more in {"fa": {"rule": "fa"}, "bp": {}, "bp+muon": MUON}.items()
         for end, lr in (("-slow", 0.01), ("", 0.1), ("-fast", 0.3))
     },
+    "errors": {
+        f"{rule}{f'-error-{name}' * bool(name)}": {"rule": rule, **error}
+        for rule in ("fa", "bp") for name, error in ERRORS.items()
+    },
 }  # fmt: skip
 NETS = {"resnet18": {"architecture": "resnet18", "dataset": "cifar100"}, "hidden": {"architecture": "cnn"}}
-NETS |= {"ruled": {"architecture": "cnn"}, "deep": {"depth": 6}, "rated": {"architecture": "cnn"}}
+NETS |= {
+    "ruled": {"architecture": "cnn"},
+    "deep": {"depth": 6},
+    "rated": {"architecture": "cnn"},
+    "errors": {"architecture": "cnn"},
+}
 LOOKS = {
     "arms": {
         arm: {"label": arm.upper(), "colour": f"#{4 * i:02x}40a0", "marker": "os^Dv<>PXdh"[i % 11], "line": "-"}
@@ -79,6 +101,7 @@ LOOKS = {
         "ruled": "Rules",
         "deep": "Deep",
         "rated": "Rates",
+        "errors": "Errors",
     },
     "shown": {study: [*STUDIES[study]] if study in ("plain", "changed") else [] for study in STUDIES},
 }
@@ -532,6 +555,26 @@ def test_accuracy_and_the_rank_of_the_error_go_over_the_rank_of_b(draw):
     )
 
 
+def test_accuracy_and_the_rank_of_the_error_go_over_the_rank_that_is_set(draw):
+    tables = tables_of({("bp-error-full", 0): "diverged"})
+    made, caption = draw("error_set", tables)
+    accuracy, batch, pooled = panels(made)
+    places = {
+        f"{rule}-error-{name}": at for rule in ("fa", "bp") for name, at in zip(ERRORS, (3, 4, 2, 1, 0), strict=True)
+    }
+    places = {arm.removesuffix("-error-"): at for arm, at in places.items()}
+    looks = {arm: (error_set.RULES[arm[:2].upper()][0], at + 0.12 * (arm[:2] == "bp")) for arm, at in places.items()}
+    accuracies = tables["runs"].query("study == 'errors'").groupby("arm")["test_accuracy"]
+    check(dots(accuracy), {look: sure(100 * accuracies.get_group(arm)) for arm, look in looks.items()})
+    for axes, scope in ((batch, "batch"), (pooled, "pooled")):
+        ranks = tables["ranks"].query("study == 'errors' and quantity == 'error' and step == 20 and layer != 'head'")
+        ranks = ranks[ranks["scope"] == scope]
+        runs = np.exp(np.log(ranks["entropy_s"]).groupby([ranks["arm"], ranks["seed"]]).mean())
+        check(dots(axes), {look: sure(runs[arm].dropna()) for arm, look in looks.items()})
+    for arm, name in (("fa-error-full", "FA full"), ("bp-error-fixed10", "BP 10, fixed")):
+        assert f"{name} {interval(*sure(gain(tables, 'errors', arm, arm[:2])))}" in caption
+
+
 def test_accuracy_goes_over_rank_and_alignment_of_rules(draw, tmp_path):
     tables = tables_of({("dfa+bn", 0): "diverged"})
     made, caption = draw("rules", tables)
@@ -822,8 +865,8 @@ def test_the_committed_results_are_drawn_at_the_width_of_the_page(figure, draw):
 
 def test_the_titles_are_numbered_and_read_without_matplotlib():
     assert [title.partition(". ")[0] for title in titles().values()] == [f"{n}" for n in range(1, len(FIGURES) + 1)]
-    order = "summary headline accuracy accuracy_vs_rank updates feedback rules rates interaction depths error_rank"
-    order += " gradient_rank intervention remedies depth curves alignment tuning progress"
+    order = "summary headline accuracy accuracy_vs_rank updates feedback error_set rules rates interaction depths"
+    order += " error_rank gradient_rank intervention remedies depth curves alignment tuning progress"
     assert [*titles()] == order.split()
     words = "import sys; from rankcollapse.render.figures import titles; titles(); print('matplotlib' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", words], cwd=ROOT, text=True) == "False\n"

@@ -57,6 +57,8 @@ def test_a_run_is_joined_with_what_was_measured_at_its_end_or_through_it():
     assert (fa["relative_update"], fa["alignment"]) == pytest.approx((0.1005, 0.3))
     assert np.isnan(fa["batch_error_rank"])
     assert (bp["alignment"], bp["test_percent"]) == (1, 60)
+    changed = joined({**tables, "runs": made.assign(error=["full", "top_r"])})
+    assert np.isnan(changed["alignment"].iloc[1]), "the gradient of a net whose errors are changed is not that of BP"
     diverged = joined({**tables, "runs": made.assign(outcome="diverged")})
     assert diverged[joining.PREDICTORS].isna().all(axis=None)
     assert diverged["test_percent"].tolist() == [40, 60]
@@ -65,9 +67,11 @@ def test_a_run_is_joined_with_what_was_measured_at_its_end_or_through_it():
 def test_the_base_of_an_arm_is_the_plain_arm_of_its_rule():
     arms = {"fa": {}, "fa+bn": {"normalization": "batch"}, "fa-rank2": {"feedback": "rank"}, "bp": {"rule": "bp"},
             "fa-last": {"learning_blocks": 1}, "slow": {"rule": "bp", "rate": "fixed"},
-            "kp+muon": {"rule": "kp", "optimizer": "muon"}}  # fmt: skip
-    found = bases(runs(arms)).reset_index()
-    assert dict(zip(found["arm"], found["base"], strict=True)) == {"fa+bn": "fa", "fa-rank2": "fa", "slow": "bp"}
+            "kp+muon": {"rule": "kp", "optimizer": "muon"}, "bp-error": {"rule": "bp", "error": "top_r"}}  # fmt: skip
+    made = runs(arms)
+    found = bases(made.assign(error=made["error"].fillna("full"))).reset_index()
+    wanted = {"fa+bn": "fa", "fa-rank2": "fa", "slow": "bp", "bp-error": "bp"}
+    assert dict(zip(found["arm"], found["base"], strict=True)) == wanted
 
 
 def beside(made: pd.DataFrame, accuracy, rank) -> pd.DataFrame:

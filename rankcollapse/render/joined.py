@@ -13,6 +13,7 @@ from rankcollapse.render.claims import reading
 from rankcollapse.render.tables import ARM, KEYS, Tables, select
 
 PLAIN = {"normalization": "none", "optimizer": "sgd", "update": "full", "feedback": "same", "schedule": "cosine"}
+PLAIN |= {"error": "full"}
 # By name: the rows of ranks.csv, and the measure. Unless a layer is named it is the mean log over hidden layers.
 RANKS = {
     "gradient_rank": ({"quantity": "gradient_trajectory", "scope": "cumulative"}, "entropy_s2"),
@@ -42,7 +43,8 @@ def joined(tables: Tables) -> pd.DataFrame:
     cosines = select(tables["alignment"], quantity="gradient", layer="all")
     found["alignment"] = tidy.last(cosines).set_index(KEYS)["value"]
     made = made.join(pd.DataFrame(found))
-    made["alignment"] = made["alignment"].mask(runs.set_index(KEYS)["rule"] == "bp", 1.0)  # with itself
+    itself = (runs["rule"] == "bp") & (runs["error"].isin(["full"]) if "error" in runs else True)
+    made["alignment"] = made["alignment"].mask(itself.to_numpy(), 1.0)
     made.loc[made["outcome"] != "finished", PREDICTORS] = np.nan
     return made.rename(columns={"test_accuracy": "test_percent"}).reset_index()
 
@@ -58,7 +60,8 @@ def _mean_log(rows: pd.DataFrame, value: str, by: list[str] = KEYS) -> pd.Series
 
 
 def bases(runs: pd.DataFrame) -> pd.Series:
-    """By ARM the plain arm of its study and rule: momentum SGD, no normalisation, B of W's law, a cosine schedule.
+    """By ARM the plain arm of its study and rule: momentum SGD, no normalisation, B of W's law, errors as they come, a
+    cosine schedule.
 
     That arm itself, one whose rule has no plain arm in its study, and one of which some blocks alone learn have none.
     """

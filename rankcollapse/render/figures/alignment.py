@@ -1,4 +1,4 @@
-"""17. Alignment."""
+"""18. Alignment."""
 
 from matplotlib.ticker import LogLocator
 from pandas import concat

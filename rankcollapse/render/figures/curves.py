@@ -1,4 +1,4 @@
-"""16. Training curves."""
+"""17. Training curves."""
 
 from rankcollapse.render import drawing
 from rankcollapse.render.tables import last, select

@@ -1,4 +1,4 @@
-"""15. Blocks that learn."""
+"""16. Blocks that learn."""
 
 from pandas import concat
 

@@ -1,4 +1,4 @@
-"""10. Where depth breaks FA."""
+"""11. Where depth breaks FA."""
 
 from rankcollapse.experiment.datasets import SETS
 from rankcollapse.render import drawing

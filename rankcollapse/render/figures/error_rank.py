@@ -1,4 +1,4 @@
-"""11. Error-signal effective rank."""
+"""12. Error-signal effective rank."""
 
 from pandas import concat
 

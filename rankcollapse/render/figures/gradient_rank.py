@@ -1,4 +1,4 @@
-"""12. Gradient-trajectory effective rank."""
+"""13. Gradient-trajectory effective rank."""
 
 from rankcollapse.render import drawing
 from rankcollapse.render.tables import KEYS, last, select

@@ -1,4 +1,4 @@
-"""9. Gains under FA beside those under BP."""
+"""10. Gains under FA beside those under BP."""
 
 from pandas import concat
 

@@ -1,4 +1,4 @@
-"""13. Intervention on the rank of updates."""
+"""14. Intervention on the rank of updates."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""19. Rank at equal progress."""
+"""20. Rank at equal progress."""
 
 import numpy as np
 from pandas import concat

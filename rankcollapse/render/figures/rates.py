@@ -1,4 +1,4 @@
-"""8. Rank and accuracy as the rate changes."""
+"""9. Rank and accuracy as the rate changes."""
 
 import numpy as np
 from pandas import DataFrame

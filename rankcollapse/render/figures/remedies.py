@@ -1,4 +1,4 @@
-"""14. Ranks under Muon and normalisation."""
+"""15. Ranks under Muon and normalisation."""
 
 import numpy as np
 from pandas import concat

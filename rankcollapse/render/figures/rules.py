@@ -1,4 +1,4 @@
-"""7. Rank or alignment, by learning rule."""
+"""8. Rank or alignment, by learning rule."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""18. Tuning."""
+"""19. Tuning."""
 
 import numpy as np
 
