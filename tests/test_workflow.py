@@ -349,6 +349,17 @@ def test_a_part_of_a_grid_that_was_trained_first_counts_for_the_whole(edited):
     assert {path.parts[-5] for path in (edited / "results/tiny/runs").rglob("run.json")} == {"mlp"}
 
 
+def test_a_run_that_stands_in_no_table_and_has_no_choice_yet_is_not_taken_for_made(edited):
+    """As where a table of choices was restored that is older than the arm."""
+    for name in (TUNED, "results/tiny/tables/runs.csv"):
+        table = pd.read_csv(edited / name, dtype=str, keep_default_na=False)
+        table[~table["arm"].isin(["fa", "fa+both"])].to_csv(edited / name, index=False)
+    (edited / "results/tiny/manifest.json").unlink()
+    shutil.rmtree(edited / "results/tiny/runs")
+    jobs = planned(edited, "tests/tiny.yaml", "--config", "keep=true", "--rerun-triggers", "mtime")
+    assert len(jobs["train"]) == 4
+
+
 def test_tables_are_kept_together_or_not_at_all(edited):
     """Those of an earlier call stay while one of this call's is lost: rows of two calls may be of two identities."""
     tables, kept = edited / "results/tiny/tables", edited / "results/tiny/.kept"

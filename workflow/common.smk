@@ -173,7 +173,7 @@ def wanted(runs, table):
     if old:
         told = f"{', '.join(old[:5])}{' and others' if len(old) > 5 else ''}"
         print(f"{table} has {len(old)} under another identity, which are made again: {told}", file=sys.stderr)
-    return [made(name) for name in names if there.get(name) != runs[name].identity]
+    return [made(name) for name in names if name not in there or there[name] != runs[name].identity]
 
 
 # ---- what the jobs take ----
