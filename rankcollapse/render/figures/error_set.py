@@ -3,7 +3,7 @@
 from rankcollapse.render import drawing
 from rankcollapse.render.tables import ended
 
-PLACES = {"fixed10": "10, fixed", "top2": "2", "top10": "10", "": "as it is", "full": "full"}
+PLACES = {"fixed10": "10, fixed", "top2": "2", "top10": "10", "top25": "25", "": "as it is", "full": "full"}
 RULES = {"FA": ("#d55e00", "o", ""), "BP": ("#000000", "s", (1, 1.65))}
 ARMS = {f"{rule.lower()}{f'-error-{name}' * bool(name)}": name for rule in RULES for name in PLACES}
 SHOWN = f"algorithm in {[*ARMS]}"
@@ -46,7 +46,7 @@ def caption(table):
     what = (
         f"Test accuracy, and the effective rank ({drawing.MEASURES['entropy_s']}, a geometric mean over hidden layers) "
         f"of the error signal, whose rank in hidden layers is set at its own Frobenius norm: within ten random "
-        f"directions of the features that stay the same, in the two or ten largest directions of each batch, as it is, "
-        f"or with all directions of a batch as large as each other. Rates are tuned for each."
+        f"directions of the features that stay the same, in the two, ten or 25 largest directions of each batch, as it "
+        f"is, or with all directions of a batch as large as each other. Rates are tuned for each."
     )
     return what, f"{here['panel'].iloc[0]}, test accuracy less that with the error as it is: {', '.join(told)} points."
