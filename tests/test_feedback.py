@@ -37,8 +37,12 @@ def gen(seed=0):
 
 @pytest.fixture
 def build(plain):
-    """A function from an architecture to a small net of the grid for images of SHAPE."""
-    return lambda architecture, normalization="none", width=4: plain(
+    """A function from an architecture to a small net of the grid for images of SHAPE.
+
+    Of width 8: on processors with AVX2 alone torch 2.14 crashes in strided 1 x 1 convolutions of 4 channels that lie
+    last.
+    """
+    return lambda architecture, normalization="none", width=8: plain(
         dataset="cifar10", architecture=architecture, normalization=normalization, width=width, depth=None
     )
 
@@ -360,7 +364,8 @@ def test_a_b_that_is_loaded_or_written_or_assigned_counts_from_the_next_pass(lay
     other = 2 * layer.feedback  # in another order in memory
     layer.feedback = other.t().contiguous().t() if other.dim() == 2 else other.to(memory_format=torch.channels_last)
     assert layer.feedback.stride() != other.stride()
-    torch.testing.assert_close(sent_back(model, x), 8 * once)
+    tolerance = torch.finfo(torch.bfloat16).eps  # of what has been rounded to it, in another order
+    torch.testing.assert_close(sent_back(model, x), 8 * once, rtol=0, atol=tolerance * float(8 * once.abs().max()))
     layer.feedback = other
     assert torch.equal(sent_back(model, x), 8 * once)
     with contextlib.suppress(KeyError), exact_feedback(model):

@@ -124,7 +124,7 @@ def test_no_error_of_a_linear_net_has_more_rank_than_samples_or_classes_less_one
             assert 1 <= found[layer, "error", key] + 1e-6 <= min(n, classes - 1) + 1e-4
 
 
-@pytest.mark.parametrize("arm", [{}, {"architecture": "resnet18", "normalization": "batch", "width": 4}], ids=str)
+@pytest.mark.parametrize("arm", [{}, {"architecture": "resnet18", "normalization": "batch", "width": 8}], ids=str)
 def test_it_measures_to_the_bit_what_the_probes_of_the_grid_measure(tiny, new_state, arm):
     state = new_state(tiny(**arm, rule="fa", signals_every=1))
     state.signals.measure(0)

@@ -482,7 +482,7 @@ def learning(model, architecture, count):
 def test_the_last_blocks_learn_by_the_gradients_of_the_whole_net_and_all_others_keep_their_bits(
     tiny, new_state, architecture, count, arm
 ):
-    options = {"architecture": architecture, "normalization": "batch", "width": 4, "train_images": 128, **arm}
+    options = {"architecture": architecture, "normalization": "batch", "width": 8, "train_images": 128, **arm}
     part, whole = (new_state(tiny(**options, learning_blocks=k, weight_decay=0.5)) for k in (count, None))
     before = {name: p.detach().clone() for name, p in part.model.named_parameters()}
     for state in (part, whole):
