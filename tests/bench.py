@@ -237,7 +237,7 @@ def machine(device: torch.device, rounds: int) -> Iterator[Row]:
 
 def newton_schulz(device: torch.device, rounds: int) -> Iterator[Row]:
     """Our Muon by torch's on the flattened matrices."""
-    for name, config in (("ResNet-18 of width 64", {**RESNET, "width": 64}), ("the MLP", MLP)):
+    for name, config in (("ResNet-18 of width 64", {**RESNET, **FULL}), ("the MLP", MLP)):
         net = make_model(RunConfig(**config), device)
         weights = list(models.matrices(net).values())
         flat = [nn.Parameter(w.detach().flatten(1).clone()) for w in weights]
@@ -456,7 +456,7 @@ def other_rules(device: torch.device, rounds: int) -> Iterator[Row]:
 
 def memory(device: torch.device, rounds: int) -> Iterator[Row]:
     """What FA needs beyond BP: B, and B as bfloat16, laid out as the products take it."""
-    config = RunConfig(**{**RESNET, "width": 64, "batch_size": 32}, precision="bfloat16")
+    config = RunConfig(**{**RESNET, **FULL, "batch_size": 32}, precision="bfloat16")
     net = make_model(config, device)
     with torch.autocast(device.type, torch.bfloat16):
         net(torch.zeros(32, *datasets.SETS[config.dataset].shape, device=device))

@@ -16,10 +16,10 @@ SMALL = {"dataset": "digits", "validation_images": 50, "lr": 0.01, "rule": "fa"}
 def small(monkeypatch, tmp_path):
     """Networks of a few units, turns of a few milliseconds, and a folder for temporary files."""
     monkeypatch.setattr(bench, "RESNET", {**SMALL, "architecture": "resnet18", "normalization": "batch"})
-    monkeypatch.setattr(bench, "FULL", {"width": 4, "batch_size": 16})
+    monkeypatch.setattr(bench, "FULL", {"width": 8, "batch_size": 16})
     monkeypatch.setattr(bench, "LAYERS", [])
     monkeypatch.setattr(bench, "ONE_LAYER", 0.0002)
-    monkeypatch.setattr(bench, "CNN", {**SMALL, "architecture": "cnn", "width": 4})
+    monkeypatch.setattr(bench, "CNN", {**SMALL, "architecture": "cnn", "width": 8})
     monkeypatch.setattr(bench, "MLP", {**SMALL, "architecture": "mlp", "width": 8, "depth": 2, "channels_last": False})
     monkeypatch.setattr(bench, "PROBED", {"train_images": 640, "epochs": 1})
     monkeypatch.setattr(bench, "SECONDS", 0.002)
