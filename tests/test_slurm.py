@@ -80,7 +80,7 @@ class Call:
 
     def wait(self, what: Callable):
         """What `what` returns, once that is true."""
-        end = time.monotonic() + 400
+        end = time.monotonic() + 900
         while not (found := what()):
             assert self.process.poll() is None, self.text("said.txt")[-3000:]
             assert time.monotonic() < end, self.text("said.txt")[-3000:]
@@ -137,7 +137,7 @@ def lose_node(call: Call) -> None:
 
 
 def reach_wall_time(call: Call) -> None:
-    """The run is held, as if it took long. Before its two minutes are over SLURM wakes it, with the SIGTERM to save."""
+    """The run is held, as if it took long. Before its three minutes are over SLURM wakes it, with the SIGTERM to save."""
     call.midway()
     call.wait(lambda: "stopped at step" in call.text(LOG))
 
@@ -172,7 +172,7 @@ LOG = "results/faults/logs/train/alone/digits/bp/seed0.log"
 BOTH = [f"results/faults/runs/alone/digits/bp/seed{seed}/run.json" for seed in (0, 1)]
 ONE, SHARED = BOTH[:1], [run.replace("alone", "shared") for run in BOTH]
 GPU, WHERE = "--set-resources train:gpu=1", "--default-resources slurm_partition="
-WALL = "--set-resources train:runtime=2 --default-resources slurm_extra=\"'--signal=TERM@30'\""
+WALL = "--set-resources train:runtime=3 --default-resources slurm_extra=\"'--signal=TERM@30'\""
 # By name: what happens, the runs that are asked for, how often one of them is resumed, and arguments of the call.
 FAULTS = {
     "scancel": (scancel, BOTH, 2, GPU),
@@ -213,7 +213,7 @@ def calls(env, tmp_path_factory):
     def end(name: str, arguments: list[str], happening: Callable = lambda call: None) -> Call:
         call = going[name] = Call(project, root / re.sub(r"\W+", "-", name), env, arguments)
         happening(call)
-        assert call.process.wait(600) == 0, call.text("said.txt")[-5000:]
+        assert call.process.wait(1200) == 0, call.text("said.txt")[-5000:]
         call.seconds = round(time.monotonic() - call.began)
         return call
 
