@@ -11,12 +11,11 @@ SNAKEMAKE := $(BIN)/python -m snakemake --cores $(CORES)
 
 setup: .venv/installed
 
-# Without --no-compile, pip takes a minute to compile 12,000 modules, of which few are ever imported.
 .venv/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v in ((3, 11), (3, 12)) else f"Python {v[0]}.{v[1]} found; 3.11 or 3.12 is needed: make PYTHON=/path/to/python3.11")'
 	@$(PYTHON) -c 'import ensurepip' || { echo "python3 has no venv module: apt-get install python3-venv, or make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-compile --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
