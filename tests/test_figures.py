@@ -656,6 +656,8 @@ def test_the_summary_has_a_panel_for_all_that_the_preset_has_data_for(draw, tmp_
     made, caption = draw("summary", less)
     assert [axes.get_title(loc="left") for axes in panels(made)] == ["All methods: rank of gradients"]
     assert "one direction" not in caption
+    few = {name: table.query("arm in ('bp', 'fa')") for name, table in less.items()}
+    assert "In numbers: " not in draw("summary", few)[1], "of two methods there is no correlation to tell"
 
 
 UP, NO, DOWN = (0.5, 0.3, 0.7), (0.1, -0.1, 0.3), (-0.5, -0.7, -0.3)  # a correlation and its interval

@@ -71,12 +71,13 @@ def caption(table):
     parts = dict([*table.groupby("part", sort=False)])
     rank = parts[[*PARTS][1]].assign(arm=lambda t: t["own"])
     nets = "; ".join(f"{panel}, {both}" for panel, both in accuracy_vs_rank.told(rank, interval).items())
-    said = [
-        f"{title}: {nets if figure is accuracy_vs_rank else figure.finding(parts[title])}."
+    said = {
+        title: nets if figure is accuracy_vs_rank else figure.finding(parts[title])
         for title, figure in PARTS.items()
         if title in parts
-    ]
+    }
     what = "Test accuracy over what each panel names. A point is a run, a line the slope within a method; ρ is a "
     what += "correlation, between means of methods or within them, or given another quantity."
     fit = " Last, R² of the gains in one architecture by a line through those in others (1: exact, 0: as good as none)."
-    return what + fit * (HELDOUT in parts), " ".join(said), drawing.standing(rank, "", finished)
+    numbers = " ".join(f"{title}: {text}." for title, text in said.items() if text)
+    return what + fit * (HELDOUT in parts), numbers, drawing.standing(rank, "", finished)
