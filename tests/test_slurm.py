@@ -137,7 +137,7 @@ def lose_node(call: Call) -> None:
 
 
 def reach_wall_time(call: Call) -> None:
-    """The run is held, as if it took long. Before its three minutes are over SLURM wakes it, with the SIGTERM to save."""
+    """The run is held, as if it took long. Before three minutes are over SLURM wakes it, with the SIGTERM to save."""
     call.midway()
     call.wait(lambda: "stopped at step" in call.text(LOG))
 
