@@ -13,7 +13,8 @@ APART = ("why",)  # has many studies, and figures of its own
 CAPTION = """Test accuracy in %, mean ± standard deviation over n seeds; in parentheses the effective rank of a run's
 minibatch gradients, stacked as rows of a matrix, in which large ones weigh most. Compare ranks within a column alone,
 and with care where there is normalisation: there the first gradients may outweigh the others. BP is backpropagation,
-BN batch normalisation, both is BN and Muon. In the last row the frozen net's normalisation learns, by exact errors."""
+BN batch normalisation, both is BN and Muon. Frozen hidden weights stay as they were initialised; in the last row
+normalisation learns in such a net, by exact errors."""
 
 
 def overview(presets: dict[str, dict], results: Path) -> list[list[str]]:
