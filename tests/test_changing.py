@@ -89,7 +89,7 @@ def draw(table, looks):
 
 
 def caption(table):
-    return "Test losses at the end.", f"{len(finished(table))} runs."
+    return f"Test losses at the end of {len(finished(table))} runs."
 
 '''
 CLAIM = """
@@ -203,9 +203,9 @@ def test_the_new_arm_and_data_set_are_in_the_figures_with_label_and_chance(chang
 def test_the_new_figure_is_drawn_and_in_gallery_and_paper(changed):
     gallery = (changed / "figures/demo/README.md").read_text(encoding="utf-8")
     assert "18. Losses at the end" in gallery
-    assert "Test losses at the end.\nIn numbers: 4 runs." in gallery
+    assert "Test losses at the end of 4 runs.\n" in gallery
     pages = PdfReader(changed / "paper/demo/replication.pdf").pages
-    assert "Test losses at the end." in " ".join(" ".join(page.extract_text() for page in pages).split())
+    assert "Test losses at the end of 4 runs." in " ".join(" ".join(page.extract_text() for page in pages).split())
 
 
 def test_the_new_claim_has_a_verdict(changed):

@@ -362,7 +362,8 @@ def figure(name: str, results: Path, tuned: Path, looks: dict, out: Path) -> Non
     else:
         made = module.draw(table, drawn).figure
         made.set_layout_engine("constrained", w_pad=0.05, h_pad=0.05, wspace=0.02, hspace=0.02)
-        what, numbers, *rest = module.caption(table)
+        said = module.caption(table)
+        what, numbers, *rest = (said, "") if isinstance(said, str) else said
         words = [what, f"{NUMBERS}{numbers}" * bool(numbers), *rest]
         if module.SPREAD is not None:
             drawn_runs = runs[runs["study"].isin(table["study"])]

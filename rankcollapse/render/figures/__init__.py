@@ -4,8 +4,8 @@ A module has SHOWN, the runs it shows, as a query on runs.csv and what drawing.l
 in it shows the spread over seeds, `bands` or `bars`, "" for nothing, None if its caption says itself what it stands on;
 OVER, which of the runs its means are over, if not `finished`; data(tables), the tidy table that it is drawn from, empty
 if the preset lacks what it takes; draw(table, looks), which returns its grid or figure; and caption(table), what is
-drawn, in whole sentences, its numbers, which the report leaves out, and what it stands on, if SPREAD is None.
-drawing.figure makes the files of it.
+drawn, in whole sentences, or a tuple of that, its numbers, which the report leaves out, and what it stands on, if
+SPREAD is None. drawing.figure makes the files of it.
 """
 
 import ast

@@ -45,8 +45,7 @@ def draw(table, looks):
 
 
 def caption(table):
-    what = (
+    return (
         f"Effective rank at the training loss, in nats, that a run first reached, as far as all finished seeds did: "
         f"{drawing.MEASURES['entropy_s2']} of gradients, {drawing.MEASURES['entropy_s']} of all else."
     )
-    return what, ""
