@@ -37,7 +37,7 @@ def written(tmp_path):
     return write
 
 
-def test_a_row_for_each_arm_in_a_fixed_order_and_a_column_for_each_study_that_has_fa_with_both(written):
+def test_a_row_for_each_arm_in_a_fixed_order_and_a_column_for_each_study_that_has_fa_plain_and_with_both(written):
     rows = written(
         "quick",
         arm("net", "bp", 2, 61.2, 0.8, 157.2),
@@ -45,6 +45,7 @@ def test_a_row_for_each_arm_in_a_fixed_order_and_a_column_for_each_study_that_ha
         arm("net", "fa+both", 3, 52.0, 0.5, 143.4),
         arm("net", "frozen", 0, None),  # has not been run
         arm("cut", "fa", 3, 40.0, 1.0, 12.0),
+        arm("stem", "fa+both", 1, 30.0, rank=12.0),
     )
     assert rows == [
         ["", "A net, digits (n = 2 to 3)"],
@@ -55,10 +56,10 @@ def test_a_row_for_each_arm_in_a_fixed_order_and_a_column_for_each_study_that_ha
 
 
 def test_what_is_quoted_for_the_paper_stands_in_one_last_column(written):
-    written("full", arm("net", "fa+both", 1, 25.0, rank=9.48, paper=46.1))
+    written("full", arm("net", "fa+both", 1, 25.0, rank=9.48, paper=46.1), arm("net", "fa", 1, 1.0, diverged=1))
     rows = written("quick", arm("cut", "fa+both", 1, 12.1, paper=46.1), arm("cut", "fa", 1, 3.8, paper=1.4))
     assert [cell.partition(":")[2] for cell in rows[0]] == ["", "", "", " the paper's, by an unverified note"]
-    assert rows[1:] == [["FA", "–", "3.8", "1.4"], ["FA + both", "25 (9.48)", "12.1", "46.1"]]
+    assert rows[1:] == [["FA", "1 (1 diverged)", "3.8", "1.4"], ["FA + both", "25 (9.48)", "12.1", "46.1"]]
 
 
 def test_studies_of_why_stand_apart_and_without_a_study_there_is_a_head_alone(written):

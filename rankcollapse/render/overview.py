@@ -8,7 +8,7 @@ from rankcollapse.experiment.collect import read
 from rankcollapse.render.text import NONE, number, shown
 
 ARMS = ("fa", "fa+bn", "fa+muon", "fa+both", "bp", "bp+bn", "bp+muon", "bp+both", "frozen", "frozen-bp+bn")
-ASKED = "fa+both"  # a study without it is about something else
+ASKED = {"fa", "fa+both"}  # a study without them is about something else
 APART = ("why",)  # has many studies, and figures of its own
 CAPTION = """Test accuracy in %, mean ± standard deviation over n seeds; in parentheses the effective rank of a run's
 minibatch gradients, stacked as rows of a matrix, in which large ones weigh most. Compare ranks within a column alone,
@@ -30,7 +30,7 @@ def overview(presets: dict[str, dict], results: Path) -> list[list[str]]:
         labels |= names["labels"]
         accuracy = read(results / preset / "summary" / "accuracy.csv").query("n > 0")
         for (study, dataset), rows in accuracy.groupby(["study", "dataset"], sort=False):
-            if ASKED in set(rows["arm"]):
+            if set(rows["arm"]) >= ASKED:
                 head = (
                     f"{names['studies'].get(study, study)}, {names['datasets'].get(dataset, dataset)} ({_seeds(rows)})"
                 )
