@@ -720,7 +720,7 @@ def test_the_generated_blocks_follow_the_tables_and_check_notices_a_change(tmp_p
     assert main(["readme"]) == 0
     assert main(["readme", "--check"]) == 0
     content = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert content.startswith(f"before\n{readme.BEGIN.format('findings')}\nIn short: ")
+    assert content.startswith(f"before\n{readme.BEGIN.format('findings')}\n- **In small networks")
     claims = pd.read_csv("results/quick/summary/claims.csv").set_index("id")
     gain = claims.loc["muon-cnn"]
     assert text.interval(gain["difference"], gain["low"], gain["high"]) in content
