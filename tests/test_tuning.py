@@ -320,6 +320,9 @@ def test_runs_in_the_tables_are_kept_line_by_line_if_they_have_the_identity_of_t
     assert contents(out) == before
     collect.runs({**planned, names[1]: planned[names[1]] | {"rate": "tuned"}}, folders, out, keep=out)
     assert collect.read(out / "runs.csv")["rate"].tolist() == ["fixed", "tuned", "fixed", "fixed"], "as planned now"
+    elsewhere = {name: run | {"config": run["config"] | {"precision": "bfloat16"}} for name, run in planned.items()}
+    collect.runs(elsewhere, folders, out, keep=out)
+    assert collect.read(out / "runs.csv")["precision"].tolist() == ["float32"] * 4, "as each was trained"
     other = {**planned, names[1]: {**planned[names[1]], "identity": "of other code"}}
     collect.runs(other, folders, out, keep=out)
     assert plan.standing(out / "runs.csv") == {n: planned[n]["identity"] for n in (names[0], *names[2:])}

@@ -8,6 +8,7 @@ they were: a run that stands in them under its identity has the rows that it has
 
 import gzip
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -58,7 +59,9 @@ def runs(planned: dict[str, dict], folders: Path, out: Path, keep: Path | None =
         for name, entry in planned.items():
             found = result(entry, folders / name)
             known, about = found or old.get(name) or {"identity": None, "outcome": "missing"}, _about(entry)
-            row = {**about, **entry["config"], **known, **about}  # the plan says whence a rate is, of old rows too
+            own = json.loads(_sealed(folders / name / "config.json", found)) if found else {}  # its own precision
+            # The plan says whence a rate is, of old rows too.
+            row = {**about, **entry["config"], **own, **known, **about}
             rows.append({key: row[key] for key in dict.fromkeys([*KEYS, *row]) if key not in UNTOLD})
             keys = ",".join(str(row[key]) for key in KEYS) + ","
             for table, file in tables.items():
