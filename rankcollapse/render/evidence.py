@@ -112,4 +112,4 @@ def _runs(found: Evidence, preset: str, folder: Path) -> None:
     found.add(f"{preset}/runs/core hours", about["run_seconds"] / 3600, number(about["run_seconds"] / 3600))
     for key in ("device", "precision"):
         value = about.get(key, [])
-        found.add(f"{preset}/runs/{key}", "; ".join([value] if isinstance(value, str) else value))
+        found.add(f"{preset}/runs/{key}", " and ".join([value] if isinstance(value, str) else value))
