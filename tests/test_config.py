@@ -516,3 +516,12 @@ def test_planning_needs_no_torch():
     """Snakemake and every small job read the grid: they do not pay the seconds that torch takes to load."""
     code = "import sys, rankcollapse.__main__, rankcollapse.experiment.folder; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_the_second_stem_at_full_width_has_the_rates_that_were_chosen_behind_the_first():
+    made = grid.grid({**read(ROOT / "config.yaml"), **read(ROOT / "presets" / "full.yaml")})
+    first, second = made.studies
+    chosen = plan.choices(made, ROOT / "results" / "full" / "tuned.csv")
+    for name, arm in second.arms.items():
+        rate = chosen[f"{first.name}/cifar100/{name}"]
+        assert {knob: getattr(arm, knob) for knob in rate} == rate, name

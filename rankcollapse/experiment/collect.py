@@ -59,8 +59,8 @@ def runs(planned: dict[str, dict], folders: Path, out: Path, keep: Path | None =
         for name, entry in planned.items():
             found = result(entry, folders / name)
             known, about = found or old.get(name) or {"identity": None, "outcome": "missing"}, _about(entry)
-            own = json.loads(_sealed(folders / name / "config.json", found)) if found else {}  # its own precision
-            # The plan says whence a rate is, of old rows too.
+            # The run knows its precision, `auto` in the grid; the plan whence a rate is, of old rows too.
+            own = json.loads(_sealed(folders / name / "config.json", found)) if found else {}
             row = {**about, **entry["config"], **own, **known, **about}
             rows.append({key: row[key] for key in dict.fromkeys([*KEYS, *row]) if key not in UNTOLD})
             keys = ",".join(str(row[key]) for key in KEYS) + ","
