@@ -47,6 +47,10 @@ def test_a_number_ends_at_the_second_digit_of_its_uncertainty():
         assert text.number(value, uncertainty) == shown
     assert text.spread(43.72, 1.0523) == "43.7 ± 1.1"
     assert text.spread(43.72, math.nan) == "43.7"
+    assert text.spread(13.285, 0.00707) == "13.29 ± 0.01"
+    assert text.spread(-0.100053, 0.0003) == "−0.1001 ± 0.0003"
+    assert text.spread(0.02, 0.5) == "0.02 ± 0.50"
+    assert text.spread(1.0, 0.0) == "1 ± 0"
     assert text.interval(-2.0651, -5.4265, 1.2963) == "−2.1 [−5.4, 1.3]"
     assert text.interval(10, math.nan, math.nan) == "10"
     assert [text.chance(p) for p in (0.000099, 0.00025, 0.3, math.nan)] == ["< 0.0001", "0.00025", "0.30", "–"]

@@ -43,8 +43,14 @@ def _magnitude(value: float, digits: int) -> int:
 
 
 def spread(mean: float, std: float) -> str:
-    """`43.7 ± 1.1`, without the deviation where there is none."""
-    return number(mean, std) + (f" ± {number(std, std)}" if pd.notna(std) else "")
+    """`43.7 ± 1.1`, without the deviation where there is none. Of the mean four digits at most are shown.
+
+    Two seeds may agree by chance to more digits than either is good for.
+    """
+    if pd.isna(std) or std == 0 or math.isinf(mean):
+        return number(mean, std) + (f" ± {number(std, std)}" if pd.notna(std) else "")
+    shown = max(std, 10.0 ** (_magnitude(mean, 3) - 2))
+    return f"{number(mean, shown)} ± {number(std, shown)}"
 
 
 def over(values: pd.Series) -> str:
