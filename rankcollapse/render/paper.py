@@ -99,5 +99,6 @@ def inputs(texts: Path, presets: dict[str, dict], results: Path) -> dict[str, st
 
 def paper(texts: Path, presets: dict[str, dict], results: Path, out: Path) -> None:
     """Write the report: `presets` has of each what things are called in it."""
-    made = inputs(texts, presets, results)
-    files.write_bytes(out, typst.compile(str(texts / "paper.typ"), sys_inputs=made, ignore_system_fonts=True))
+    # Without tags, which make it twice as large: the pages beside it have its tables as HTML.
+    how = {"sys_inputs": inputs(texts, presets, results), "ignore_system_fonts": True, "pdf_tags": False}
+    files.write_bytes(out, typst.compile(str(texts / "paper.typ"), **how))
