@@ -358,7 +358,7 @@ def figure(name: str, results: Path, tuned: Path, looks: dict, out: Path) -> Non
     table = module.data(tables) if len(finished(runs)) else runs  # without one tables may have no rows to work on
     if finished(table).empty:  # the files are still expected
         made, words = plt.figure(figsize=(WIDTH, 0.5)), [f"{titles()[name].partition('. ')[2]}: {NOTHING}."]
-        made.text(0.5, 0.5, words, ha="center", va="center", color=GREY)
+        made.text(0.5, 0.5, *words, ha="center", va="center", color=GREY)
     else:
         made = module.draw(table, drawn).figure
         made.set_layout_engine("constrained", w_pad=0.05, h_pad=0.05, wspace=0.02, hspace=0.02)
