@@ -418,6 +418,17 @@ def test_an_arm_stands_above_its_frozen_net_and_a_diverged_run_counts(draw):
     assert [text.get_text() for text in made.legends[0].texts] == [f"{drawing.FROZEN} (second number)", "diverged"]
 
 
+def test_panels_of_one_data_set_share_an_axis_that_holds_all_their_accuracies(draw):
+    tables = tables_of()
+    plain = tables["runs"].query("study == 'plain'").assign(test_accuracy=0.4)
+    better = plain.query("arm in ('bp', 'fa')").assign(study="changed", test_accuracy=0.8)
+    tables["runs"] = pd.concat([plain, better])
+    made, _ = draw("accuracy", tables)
+    first, second = panels(made)
+    assert first.get_xlim() == second.get_xlim()
+    assert second.get_xlim()[1] > 80
+
+
 def test_a_grid_without_frozen_nets_has_its_accuracies_alone(draw):
     tables = {name: table[~table["arm"].str.startswith("frozen")] for name, table in tables_of().items()}
     made, _ = draw("accuracy", tables)

@@ -30,6 +30,7 @@ def draw(table, looks):
     drawing.share(grid, "dataset", axis="x")
     for axes, part in drawing.cells(grid):
         drawing.rows(axes, part, looks, [*table["row"].unique()], sorted(table["shift"].unique()))
+    for axes, _ in drawing.cells(grid):  # once all are drawn: panels of one data set share the axis
         axes.set_xlim(0, min(axes.get_xlim()[1], 102))  # intervals over two seeds may reach beyond all that there is
     drawing.chance(grid, "axvline")
     frozen, words = table[table["control"]], {drawing.FROZEN: " (second number)"}
